@@ -1,0 +1,163 @@
+"""The commands: finds the one that was asked for, runs it, and turns every failure into one clear line.
+
+Owns the table of commands and the exit codes: 0 well, 1 it failed, 2 wrong usage; a launcher passes the child's.
+Must never import trio, cryptography or argparse at import time: ``dbproxy claude`` pays for each import on every start.
+Convention for command modules: ``add_parser(subparsers)`` and ``run(args) -> int``, imported by name when needed;
+``args`` carries ``command``, ``overrides`` (settings given on the command line), ``debug`` and what the parser adds.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, NamedTuple
+
+from dbproxy import __version__
+from dbproxy.errors import DbproxyError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from dbproxy.cli.options import CommandLine
+
+
+class Command(NamedTuple):
+    """Where a command lives and what it does, in one line."""
+
+    module: str
+    summary: str
+    launches: bool = False
+
+
+COMMANDS: dict[str, Command] = {
+    "claude": Command("launch", "start Claude Code through the proxy; everything behind the word is Claude's", True),
+    "run": Command("launch", "start any other program with the same environment: run [--] CMD [ARGS...]", True),
+    "serve": Command("serve", "the proxy in the foreground"),
+    "start": Command("daemon", "start the background proxy, if none runs"),
+    "stop": Command("daemon", "stop the background proxy; running answers finish first"),
+    "restart": Command("daemon", "replace the background proxy; running answers finish first"),
+    "status": Command("daemon", "say whether the background proxy runs, and where"),
+    "logs": Command("logs", "show the event log"),
+    "demo": Command("demo", "no account, no network: watch the proxy work against a built-in fake model API"),
+    "doctor": Command("doctor", "find and explain what would break"),
+    "statusline": Command("statusline", "show in Claude Code's status line whether this session goes through dbproxy"),
+    "config": Command("config", "show and check the settings and where each came from"),
+    "certs": Command("certs", "show or rotate the interception root"),
+    "uninstall": Command("uninstall", "undo everything that dbproxy has set up for this user"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code. Never raises for what a user can cause."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return _guarded(words, debug="--debug" in words)
+
+
+def main_seed(argv: Sequence[str] | None = None) -> int:
+    """``claude-db-proxy [ARGS]``: ``dbproxy claude [ARGS]``, with the few subcommands that the older tool had."""
+    from dbproxy.cli.seed import translate
+
+    words = translate(list(sys.argv[1:] if argv is None else argv))
+    return _guarded(words, debug=False)
+
+
+def _guarded(words: list[str], *, debug: bool) -> int:
+    from dbproxy.cli.options import UsageError
+
+    try:
+        return _dispatch(words)
+    except UsageError as error:
+        _complain(str(error))
+        _complain("`dbproxy --help` lists the commands and options")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away (`dbproxy logs | head`): nothing failed. The interpreter's flush at exit
+        # must not complain a second time.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except DbproxyError as error:
+        if debug:
+            raise
+        _complain(str(error))
+        return 1
+    except OSError as error:
+        if debug:
+            raise
+        _complain(f"{error}. Run the same command with --debug before it for the details")
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        _complain(f"internal error: {type(error).__name__}: {error}. Run with --debug for the details")
+        return 1
+
+
+def _dispatch(words: list[str]) -> int:
+    from dbproxy.cli import options
+
+    if words == ["--version"]:
+        print(f"dbproxy {__version__}")
+        return 0
+    line = options.split(words)
+    if line.version:
+        print(f"dbproxy {__version__}")
+        return 0
+    if line.command == "help":
+        line.command, line.rest, line.help = (line.rest[0] if line.rest else None), [], True
+    if line.command is None:
+        from dbproxy.cli.help import overview
+
+        if not line.help:
+            raise options.UsageError("a command is missing")
+        print(overview())
+        return 0
+    command = COMMANDS.get(line.command)
+    if command is None:
+        raise options.UsageError(_unknown_command(line.command))
+    if command.launches and not line.help:
+        module = import_module("dbproxy.cli.launch")
+        return int(module.launch(line.command, line.rest, line.overrides))
+    return _run_parsed(line, command)
+
+
+def _run_parsed(line: CommandLine, command: Command) -> int:
+    import argparse
+
+    from dbproxy.cli import options
+
+    name = line.command or ""
+    module = import_module(f"dbproxy.cli.{command.module}")
+    remainder = options.take_settings(line.rest, line)
+    parser = build_parser()
+    module.add_parser(parser.add_subparsers(dest="command", metavar="COMMAND", required=True))
+    try:
+        args = parser.parse_args([name, *(["--help"] if line.help else []), *remainder])
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 2
+    args.overrides = line.overrides
+    args.debug = line.debug
+    assert isinstance(args, argparse.Namespace)
+    return int(module.run(args))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser to which command modules add theirs."""
+    import argparse
+
+    return argparse.ArgumentParser(prog="dbproxy", allow_abbrev=False)
+
+
+def _unknown_command(word: str) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.6)
+    advice = f" Did you mean `dbproxy {near[0]}`?" if near else ""
+    return f"unknown command {word!r}.{advice} To start another program through the proxy: dbproxy run {word}"
+
+
+def _complain(text: str) -> None:
+    print(f"dbproxy: {text}", file=sys.stderr)

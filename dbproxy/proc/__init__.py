@@ -1,0 +1,1 @@
+"""Child processes: environment, the detached daemon, process groups."""
