@@ -1,0 +1,420 @@
+"""From command line, environment and files to ``Config``: what holds, and where each value came from.
+
+Reads files, never writes any but the trust record. Imports ``dbproxy.errors``, ``dbproxy.paths`` and its own package.
+Invariants: command line > environment > project file > user file > default; every problem of a run is collected before
+any is raised; what a project file may not set is refused, said and without effect, and never stops a launch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import stat
+import tomllib
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from dbproxy.config.settings import KNOWN_ENVIRONMENT, PREFIX, Settings, Spec, Table, core_table
+from dbproxy.config.values import Context, HostPort
+from dbproxy.errors import ConfigError
+from dbproxy.paths import default_data_dir, home, make_private, trust_file, user_config_file, write_private
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+PROJECT_FILE = "dbproxy.toml"
+MAX_FILE_BYTES = 1024 * 1024
+
+
+class SettingsError(ConfigError):
+    """Settings that cannot be used. ``problems`` holds one line each."""
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a value came from. ``source`` is command-line, environment, project, user or default; ``where`` the option,
+    variable or file."""
+
+    source: str
+    where: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.source} ({self.where})" if self.where else self.source
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Something in a project file that has no effect, and why."""
+
+    key: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.reason}" if self.key else self.reason
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """The project file of a run. ``digest`` is that of the content that was read."""
+
+    file: Path
+    digest: str
+    trusted: bool
+    refused: tuple[Refusal, ...] = ()
+
+    @property
+    def notice(self) -> str:
+        """One line for a person about what was refused; empty if nothing was."""
+        if not self.refused:
+            return ""
+        what = ", ".join(refusal.key or refusal.reason for refusal in self.refused)
+        return f"{self.file}: ignored {what}; if you wrote this file: dbproxy config trust {self.file.parent}"
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The settings of a run, their origins, and the sections of plugins.
+
+    ``problems`` is empty unless ``load`` was asked not to be strict; a value with a problem then has its default.
+    """
+
+    settings: Settings
+    origins: Mapping[str, Origin]
+    user_file: Path
+    project: Project | None = None
+    plugins: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+    table: Table = field(default_factory=core_table)
+
+    def origin(self, name: str) -> Origin:
+        """Where the setting ``name`` got its value. Raises KeyError for a name that does not exist."""
+        return self.origins[name]
+
+    @property
+    def refused(self) -> tuple[Refusal, ...]:
+        """What the project file may not set."""
+        return self.project.refused if self.project else ()
+
+    def plugin(self, name: str) -> Mapping[str, object]:
+        """The section ``[plugins.NAME]``: declared settings with their values, others as they stand in the file."""
+        return self.plugins.get(name, MappingProxyType({}))
+
+    def value(self, spec: Spec) -> object:
+        """The value of any setting of the table."""
+        if hasattr(self.settings, spec.name):
+            return getattr(self.settings, spec.name)
+        _plugins, section, name = spec.key.split(".", 2)
+        return self.plugin(section)[name]
+
+
+def load(
+    cli: Mapping[str, object],
+    env: Mapping[str, str],
+    cwd: Path | None,
+    *,
+    table: Table | None = None,
+    strict: bool = True,
+) -> Config:
+    """Read every source and return what holds.
+
+    ``cli`` maps setting names to text (or a list of texts, or a truth value); None there means not given. ``cwd`` is
+    where the search for a project file starts; None means no project file (as for the background proxy). Raises
+    SettingsError with all problems, unless ``strict`` is false.
+    """
+    reading = _Reading(table or core_table(), env)
+    user_file = user_config_file(env)
+    reading.user(user_file)
+    project = reading.project(cwd) if cwd is not None else None
+    reading.environment(cwd)
+    reading.command_line(cli, cwd)
+    reading.proxy_port(cli)
+    config = reading.finish(user_file, project)
+    if strict and config.problems:
+        raise SettingsError(config.problems)
+    return config
+
+
+def find_project_file(cwd: Path, user_home: Path) -> Path | None:
+    """The nearest ``dbproxy.toml`` from ``cwd`` upwards.
+
+    The search ends at the root of a git work tree, and before the home and the root of the file system: files there
+    would speak for everything below.
+    """
+    for folder in (cwd, *cwd.parents):
+        if folder != cwd and (folder == user_home or folder.parent == folder):
+            return None
+        try:
+            if (folder / PROJECT_FILE).is_file():
+                return folder / PROJECT_FILE
+            if (folder / ".git").exists():
+                return None
+        except OSError:
+            return None
+    return None
+
+
+def trust_project(directory: Path, env: Mapping[str, str]) -> Project:
+    """Remember that the project file in ``directory``, as it is now, may set everything. Raises ConfigError."""
+    file = directory.resolve() / PROJECT_FILE
+    try:
+        content = _read(file)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read {file}: {error.strerror or error}", hint="Name a folder that holds one"
+        ) from error
+    _parse_toml(file, content)
+    record = trust_file(env)
+    known = _trusted(record)
+    digest = hashlib.sha256(content).hexdigest()
+    known[str(file)] = digest
+    make_private(record.parent)
+    write_private(record, json.dumps({"version": 1, "files": known}, indent=1, sort_keys=True) + "\n")
+    return Project(file, digest, trusted=True)
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """The end of an error about an unknown name: the nearest known one, or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+class _Reading:
+    """The state of one ``load``. Sources are applied from the weakest to the strongest."""
+
+    def __init__(self, table: Table, env: Mapping[str, str]) -> None:
+        self.table = table
+        self.env = env
+        self.home = home(env)
+        self.problems: list[str] = []
+        self.values: dict[str, object] = {spec.name: spec.default for spec in table.specs}
+        self.values["data_dir"] = default_data_dir(env)
+        self.origins = {spec.name: Origin("default") for spec in table.specs}
+        self.sections: dict[str, dict[str, object]] = {}
+
+    def context(self, base: Path | None) -> Context:
+        return Context(base, self.env, self.home)
+
+    def apply(self, spec: Spec, raw: object, origin: Origin, base: Path | None, problems: list[str]) -> None:
+        try:
+            self.values[spec.name] = spec.kind.parse(raw, self.context(base))
+        except ValueError as error:
+            label = f"{origin.where}: {spec.key}" if origin.source in ("user", "project") else origin.where
+            problems.append(f"{label}: {error}")
+        else:
+            self.origins[spec.name] = origin
+
+    def user(self, file: Path) -> None:
+        try:
+            content = _read(file)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self.problems.append(f"{file}: cannot be read: {error.strerror or error}")
+            return
+        try:
+            tree = _parse_toml(file, content)
+        except ConfigError as error:
+            self.problems.append(str(error))
+            return
+        origin = Origin("user", str(file))
+        for key, raw in self.flat(tree):
+            spec = self.table.by_key().get(key)
+            if spec is None:
+                self.unknown_key(key, raw, origin, self.problems)
+            else:
+                self.apply(spec, raw, origin, file.parent, self.problems)
+
+    def project(self, cwd: Path) -> Project | None:
+        file = find_project_file(cwd, self.home)
+        if file is None:
+            return None
+        file = file.resolve() if file.parent.exists() else file
+        refused: list[Refusal] = []
+        try:
+            content = _read(file)
+        except OSError as error:
+            return Project(file, "", False, (Refusal("", f"cannot be read: {error.strerror or error}"),))
+        digest = hashlib.sha256(content).hexdigest()
+        trusted = _trusted(trust_file(self.env)).get(str(file)) == digest
+        problems: list[str] = []
+        try:
+            tree = _parse_toml(file, content)
+        except ConfigError as error:
+            return Project(file, digest, False, (Refusal("", str(error)),))
+        origin = Origin("project", str(file))
+        for key, raw in self.flat(tree):
+            spec = self.table.by_key().get(key)
+            if not trusted and spec is not None and spec.project != "allowed":
+                refused.append(Refusal(key, "a project file may not set this unless you trust it"))
+            elif not trusted and spec is None:
+                refused.append(Refusal(key, "unknown setting" + suggestion(key, self.table.by_key())))
+            elif spec is None:
+                self.unknown_key(key, raw, origin, problems)
+            else:
+                self.apply(spec, raw, origin, file.parent, problems)
+        if trusted:
+            self.problems += problems
+        else:
+            refused += [Refusal("", problem.removeprefix(f"{file}: ")) for problem in problems]
+        return Project(file, digest, trusted, tuple(refused))
+
+    def environment(self, cwd: Path | None) -> None:
+        by_env = self.table.by_env()
+        for spec in self.table.specs:
+            # The first of its names wins; an empty variable is an unset one.
+            for name in spec.env:
+                if self.env.get(name, "").strip():
+                    self.apply(spec, self.env[name], Origin("environment", name), cwd, self.problems)
+                    break
+            else:
+                self.inherit(spec)
+        for name in self.env:
+            if name.startswith(PREFIX) and name not in by_env and name not in KNOWN_ENVIRONMENT:
+                known = {*by_env, *KNOWN_ENVIRONMENT}
+                self.problems.append(f"{name}: unknown setting in the environment" + suggestion(name, known))
+
+    def inherit(self, spec: Spec) -> None:
+        """Take a value from another program's variable where nobody said anything to us."""
+        if self.origins[spec.name].source != "default":
+            return
+        for name in spec.inherits:
+            raw = self.env.get(name, "").strip()
+            # Inside one of our own launches HTTPS_PROXY is ourselves, and as a parent it would be a loop.
+            if raw and not _is_ours(raw, self.env):
+                try:
+                    self.values[spec.name] = spec.kind.parse(raw, self.context(None))
+                except ValueError:
+                    continue  # not addressed to us, so it is not ours to complain about
+                self.origins[spec.name] = Origin("environment", name)
+                return
+
+    def command_line(self, cli: Mapping[str, object], cwd: Path | None) -> None:
+        by_name = {spec.name: spec for spec in self.table.specs}
+        for name, raw in cli.items():
+            if raw is None:
+                continue
+            spec = by_name.get(name)
+            if spec is None:
+                self.problems.append(f"{name}: unknown setting" + suggestion(name, by_name))
+            else:
+                self.apply(spec, raw, Origin("command-line", spec.option), cwd, self.problems)
+
+    def proxy_port(self, cli: Mapping[str, object]) -> None:
+        """DBPROXY_PROXY_PORT replaces the port of the address, unless the command line names one."""
+        text = self.env.get("DBPROXY_PROXY_PORT", "").strip()
+        if not text or cli.get("listen") is not None:
+            return
+        if not (text.isascii() and text.isdigit() and int(text) <= 65535):
+            self.problems.append("DBPROXY_PROXY_PORT: expected a port from 0 to 65535")
+            return
+        listen: Any = self.values["listen"]
+        first = listen[0].port
+        self.values["listen"] = tuple(HostPort(item.host, int(text)) if item.port == first else item for item in listen)
+        self.origins["listen"] = Origin("environment", "DBPROXY_PROXY_PORT")
+
+    def flat(self, tree: Mapping[str, Any]) -> Iterable[tuple[str, object]]:
+        """The tree as dotted keys. A table that is one setting's value (labels) stays whole."""
+        known = self.table.by_key()
+        todo = [(key, value) for key, value in tree.items()]
+        while todo:
+            key, value = todo.pop(0)
+            inside = any(name.startswith(f"{key}.") for name in known) or key == "plugins"
+            if isinstance(value, dict) and key not in known and inside:
+                todo = [(f"{key}.{name}", item) for name, item in value.items()] + todo
+            else:
+                yield key, value
+
+    def unknown_key(self, key: str, raw: object, origin: Origin, problems: list[str]) -> None:
+        parts = key.split(".", 2)
+        if parts[0] == "plugins" and len(parts) == 2 and isinstance(raw, dict):
+            self.sections.setdefault(parts[1], {}).update(raw)
+            return
+        problems.append(f"{origin.where}: unknown setting {key}" + suggestion(key, self.table.by_key()))
+
+    def finish(self, user_file: Path, project: Project | None) -> Config:
+        self.check_together()
+        core = {spec.name for spec in core_table().specs}
+        settings = Settings(**{name: value for name, value in self.values.items() if name in core})  # type: ignore[arg-type]
+        for spec in self.table.specs:
+            if spec.name not in core:
+                _plugins, section, name = spec.key.split(".", 2)
+                self.sections.setdefault(section, {})[name] = self.values[spec.name]
+        plugins = {name: MappingProxyType(section) for name, section in self.sections.items()}
+        return Config(
+            settings,
+            MappingProxyType(self.origins),
+            user_file,
+            project,
+            MappingProxyType(plugins),
+            tuple(dict.fromkeys(self.problems)),
+            self.table,
+        )
+
+    def check_together(self) -> None:
+        """Rules over more than one setting. An untrusted project file that breaks one loses, quietly for the launch."""
+        values: Any = self.values
+        if values["checkpoint_threshold"] > values["swap_threshold"]:
+            self.problems.append(
+                f"checkpoint_threshold ({values['checkpoint_threshold']:g}, {self.origins['checkpoint_threshold']}) is "
+                f"above swap_threshold ({values['swap_threshold']:g}, {self.origins['swap_threshold']}); lower it"
+            )
+        port = values["dashboard_port"]
+        if port is not None and any(item.port == port for item in values["listen"]):
+            self.problems.append(f"dashboard_port ({port}) is a port of listen already; choose another")
+
+
+def _read(file: Path) -> bytes:
+    """The content of a regular file of sane size; OSError otherwise (a FIFO in a clone must not hang us)."""
+    handle = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with open(handle, "rb") as stream:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(0, "not a regular file")
+        if found.st_size > MAX_FILE_BYTES:
+            raise OSError(0, "larger than 1 MiB")
+        return stream.read(MAX_FILE_BYTES)
+
+
+def _parse_toml(file: Path, content: bytes) -> dict[str, Any]:
+    try:
+        return tomllib.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise ConfigError(f"{file}: not UTF-8 text", hint="Save it as UTF-8") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(f"{file}: not valid TOML: {error}", hint="Mend that line, or rename the file") from None
+
+
+def _trusted(record: Path) -> dict[str, str]:
+    """Trusted project files with their digests. A record that is missing or broken trusts nothing."""
+    try:
+        tree = json.loads(_read(record))
+    except (OSError, ValueError):
+        return {}
+    files = tree.get("files") if isinstance(tree, dict) else None
+    return {name: value for name, value in files.items() if isinstance(value, str)} if isinstance(files, dict) else {}
+
+
+def _is_ours(raw: str, env: Mapping[str, str]) -> bool:
+    """Whether a proxy URL is the one that our launcher gave to this environment."""
+    own = env.get("DBPROXY_URL", "")
+    if not own:
+        return False
+    try:
+        mine, theirs = urlsplit(own), urlsplit(raw)
+        return (mine.hostname, mine.port) == (theirs.hostname, theirs.port)
+    except ValueError:
+        return False
+
+
+def with_settings(config: Config, **changes: Any) -> Config:
+    """``config`` with some settings replaced, for tests and embedding."""
+    return replace(config, settings=replace(config.settings, **changes))

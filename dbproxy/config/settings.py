@@ -1,0 +1,302 @@
+"""The one table of settings: ``Settings``, and ``Table`` which is read from it.
+
+Owns names, defaults, help and rules of every setting; command line, environment, TOML and documents come from here.
+Imports ``dbproxy.config.values`` only. Invariants: a setting exists once, as a field; every field is documented;
+values that reach ``Settings`` through ``load`` were checked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, field, fields, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
+
+from dbproxy.config import values
+from dbproxy.config.values import Context, HostPort, Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+Scope = Literal["process", "launch"]
+ProjectRule = Literal["allowed", "trusted-only"]
+PREFIX = "DBPROXY_"
+
+KNOWN_ENVIRONMENT = frozenset({"DBPROXY_ACTIVE", "DBPROXY_URL", "DBPROXY_PROXY_PORT"})
+"""``DBPROXY_*`` variables that are no settings: what we set for children, and the port shorthand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """One setting. ``key`` is its dotted TOML name, ``env`` its variables, ``inherits`` variables of other programs
+    that are read only when nothing of ours says anything (in order)."""
+
+    name: str
+    kind: Kind
+    help: str
+    default: object
+    key: str
+    env: tuple[str, ...]
+    inherits: tuple[str, ...] = ()
+    scope: Scope = "process"
+    project: ProjectRule = "trusted-only"
+    secret: bool = False
+
+    @property
+    def option(self) -> str:
+        """The command-line option."""
+        return "--" + self.key.replace("_", "-").replace(".", "-")
+
+
+def setting(
+    kind: Kind,
+    default: Any = MISSING,
+    *,
+    help: str,
+    key: str = "",
+    env: tuple[str, ...] = (),
+    inherits: tuple[str, ...] = (),
+    scope: Scope = "process",
+    project: ProjectRule = "trusted-only",
+    secret: bool = False,
+) -> Any:
+    """A dataclass field that is a setting; ``env`` names aliases beside ``DBPROXY_<NAME>``."""
+    rules = {"kind": kind, "help": help, "key": key, "env": env, "inherits": inherits}
+    rules |= {"scope": scope, "project": project, "secret": secret}
+    return field(default=default, metadata={"setting": rules}, repr=not secret)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Every setting with its value. ``data_dir`` has no default here, because it depends on the user."""
+
+    listen: tuple[HostPort, ...] = setting(
+        values.many(values.host_port, "list of `HOST:PORT`, IPv6 in brackets", empty=False),
+        (HostPort("127.0.0.1", 8080),),
+        help="Where the proxy listens; one port speaks CONNECT, plain HTTP and TLS. Port 0 takes a free one. "
+        "`DBPROXY_PROXY_PORT` changes only the port.",
+    )
+    dashboard_port: int | None = setting(
+        values.integer(1, 65535),
+        None,
+        help="One more TLS listener at this port, for the web page and base-URL clients.",
+    )
+    data_dir: Path = setting(  # noqa: RUF009
+        values.path(), help="Folder of certificates, logs, plugins, run files and the database; made private (0700)."
+    )
+    intercept: tuple[str, ...] = setting(
+        values.many(values.host_name, "list of host names"),
+        ("api.anthropic.com",),
+        help="Hosts whose TLS is terminated here; any other is a blind tunnel.",
+    )
+    upstream_url: str = setting(
+        values.url("https", "http"),
+        "https://api.anthropic.com",
+        help="Where requests for api.anthropic.com and base-URL requests go.",
+    )
+    upstream_ca: Path | None = setting(  # noqa: RUF009
+        values.path(),
+        None,
+        help="A PEM file with further certificate authorities to trust upstream.",
+        scope="launch",
+    )
+    parent_proxy: str | None = setting(
+        values.proxy(),
+        None,
+        help="The proxy through which we reach the network. Unset: what HTTPS_PROXY or ALL_PROXY say.",
+        inherits=("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"),
+        scope="launch",
+        secret=True,
+    )
+    no_proxy: tuple[str, ...] = setting(
+        values.words("list of hosts, domains, addresses or `*`"),
+        (),
+        help="Hosts that we reach without the parent proxy. Unset: what NO_PROXY says.",
+        inherits=("no_proxy", "NO_PROXY"),
+        scope="launch",
+    )
+    passthrough: bool = setting(
+        values.boolean(),
+        False,
+        help="Relay only: no policy acts, no extra upstream call is made, no header is added.",
+        scope="launch",
+    )
+    buffer: str = setting(
+        values.choice("on", "observe", "off"),
+        "on",
+        help="The double buffer: acting, only watching, or off.",
+        scope="launch",
+        project="allowed",
+    )
+    checkpoint_threshold: float = setting(
+        values.fraction(),
+        0.70,
+        help="Part of the client's real compaction wall at which the background checkpoint is made.",
+        scope="launch",
+        project="allowed",
+    )
+    swap_threshold: float = setting(
+        values.fraction(),
+        0.80,
+        help="Part of the client's real compaction wall from which a swap is ready; never below the checkpoint.",
+        scope="launch",
+        project="allowed",
+    )
+    early_swap: bool = setting(
+        values.boolean(),
+        False,
+        help="Let the launcher set CLAUDE_CODE_AUTO_COMPACT_WINDOW, so that the client compacts at the swap threshold.",
+        scope="launch",
+    )
+    compact_trigger_tokens: int = setting(
+        values.integer(0, 100_000_000, "tokens"),
+        50_000,
+        help="Below this context size no checkpoint is made.",
+        scope="launch",
+        project="allowed",
+    )
+    conversation_ttl_seconds: int = setting(
+        values.integer(1, 31_536_000, "seconds"),
+        7200,
+        help="A conversation that was silent for so long is forgotten (its record stays).",
+    )
+    labels: tuple[tuple[str, str], ...] = setting(
+        values.labels(),
+        (),
+        help="Labels that every exchange of a launch carries in the record.",
+        scope="launch",
+        project="allowed",
+    )
+    log_level: str = setting(
+        values.choice("DEBUG", "INFO", "WARNING", "ERROR", upper=True),
+        "INFO",
+        help="The least important events that the journal keeps.",
+    )
+    log_days: int = setting(values.integer(1, 3650, "days"), 7, help="How long journal files are kept.")
+    control_token: str | None = setting(
+        values.secret(),
+        None,
+        help="Token for everything that reads content or changes state. Unset: a random one in `run/control-token`.",
+        secret=True,
+    )
+    plugins_disabled: tuple[str, ...] = setting(
+        values.words("list of plugin names"), (), key="plugins.disabled", help="Plugins that are not loaded."
+    )
+    connect_timeout: float = setting(
+        values.seconds(0.1, 600), 10.0, help="Deadline for a connection to an upstream or a parent proxy."
+    )
+    handshake_timeout: float = setting(
+        values.seconds(0.1, 600), 15.0, help="Deadline for a TLS handshake, on either side."
+    )
+    head_timeout: float = setting(
+        values.seconds(0.1, 3600), 30.0, help="Deadline for a client's request head, from its first byte."
+    )
+    client_idle_timeout: float = setting(
+        values.seconds(1, 86_400), 900.0, help="A client's connection with no request on it is closed after this time."
+    )
+    upstream_silence_timeout: float = setting(
+        values.seconds(900, 86_400),
+        1800.0,
+        help="How long an upstream may stay silent while its client waits. Minutes of silence are normal, "
+        "so it is never under 15 minutes.",
+    )
+    pool_idle_timeout: float = setting(
+        values.seconds(1, 3600), 55.0, help="A kept upstream connection that was idle for so long is not used again."
+    )
+    pool_size: int = setting(values.integer(0, 10_000), 32, help="Idle upstream connections that are kept per host.")
+    drain_timeout: float = setting(
+        values.seconds(0, 86_400), 600.0, help="How long a proxy that was told to stop lets running requests finish."
+    )
+    handshake_concurrency: int = setting(
+        values.integer(1, 10_000),
+        8,
+        help="TLS handshakes at once; more of them wait, so that running streams are not delayed.",
+    )
+    max_connections: int = setting(
+        values.integer(16, 1_000_000), 4096, help="Client connections at once; further ones wait to be accepted."
+    )
+    max_head_bytes: int = setting(
+        values.integer(16_384, 16_777_216, "bytes"), 262_144, help="The largest request or response head."
+    )
+    max_head_fields: int = setting(
+        values.integer(50, 100_000), 1000, help="The most fields in a request or response head."
+    )
+    max_held_body_bytes: int = setting(
+        values.integer(65_536, 4_294_967_296, "bytes"),
+        64 * 1024 * 1024,
+        help="The largest body that is held for a policy; a larger one is streamed untouched.",
+    )
+
+    def launch_values(self) -> dict[str, object]:
+        """The per-launch settings as JSON values, for a launch scope."""
+        specs = (spec for spec in core_table().specs if spec.scope == "launch")
+        found = ((spec, getattr(self, spec.name)) for spec in specs)
+        return {spec.name: None if value is None else spec.kind.encode(value) for spec, value in found}
+
+    def with_launch_values(self, given: Mapping[str, object]) -> Settings:
+        """These settings with the per-launch values that ``given`` (from ``launch_values``) holds.
+
+        Names that are unknown or process-wide are ignored, as another version may have written them; a value that
+        cannot be read raises ValueError.
+        """
+        known = {spec.name: spec for spec in core_table().specs if spec.scope == "launch"}
+        changes: dict[str, Any] = {}
+        for name, raw in given.items():
+            if name in known:
+                changes[name] = None if raw is None else known[name].kind.parse(raw, Context())
+        return replace(self, **changes)
+
+    def process_differences(self, other: Settings) -> list[str]:
+        """Names of the process-wide settings in which ``other`` differs."""
+        names = (spec.name for spec in core_table().specs if spec.scope == "process")
+        return [name for name in names if getattr(self, name) != getattr(other, name)]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """All settings that a run knows. Plugins add theirs with ``extended``."""
+
+    specs: tuple[Spec, ...]
+    sections: frozenset[str] = frozenset()
+
+    def by_key(self) -> dict[str, Spec]:
+        """The settings by their dotted TOML name."""
+        return {spec.key: spec for spec in self.specs}
+
+    def by_env(self) -> dict[str, Spec]:
+        """The settings by each of their environment variables."""
+        return {name: spec for spec in self.specs for name in spec.env}
+
+    def extended(self, section: str, specs: Iterable[Spec]) -> Table:
+        """This table with a plugin's settings, which stand in ``[plugins.SECTION]`` and are checked from then on."""
+        return Table(self.specs + tuple(specs), self.sections | {f"plugins.{section}"})
+
+
+def plugin_setting(
+    plugin: str,
+    name: str,
+    kind: Kind,
+    default: object,
+    *,
+    help: str,
+    scope: Scope = "process",
+    project: ProjectRule = "trusted-only",
+    secret: bool = False,
+) -> Spec:
+    """A plugin's setting: ``plugins.PLUGIN.NAME`` in TOML, ``DBPROXY_PLUGIN_NAME`` in the environment."""
+    variable = f"{PREFIX}{plugin}_{name}".upper().replace("-", "_")
+    key = f"plugins.{plugin}.{name}"
+    return Spec(key, kind, help, default, key, (variable,), (), scope, project, secret)
+
+
+@cache
+def core_table() -> Table:
+    """The table of ``Settings``."""
+    found = []
+    for item in fields(Settings):
+        rules = dict(item.metadata["setting"])
+        aliases = rules.pop("env")
+        rules["key"] = rules["key"] or item.name
+        default = None if item.default is MISSING else item.default
+        found.append(Spec(name=item.name, default=default, env=(PREFIX + item.name.upper(), *aliases), **rules))
+    return Table(tuple(found))
