@@ -1,0 +1,70 @@
+# Every recipe of the project. `python3 packaging/bootstrap.py just NAME` runs one on a machine without `just`.
+set positional-arguments
+
+python := if path_exists(justfile_directory() / ".venv/bin/python") == "true" { justfile_directory() / ".venv/bin/python" } else { "python3" }
+
+# list the recipes
+default:
+    @just --justfile "{{ justfile() }}" --list
+
+# make .venv with everything that development needs
+init:
+    @python3 packaging/bootstrap.py just --version
+
+# style, types, import graph, spelling
+lint:
+    "{{ python }}" -m ruff check
+    "{{ python }}" -m ruff format --check
+    "{{ python }}" -m mypy
+    "{{ python }}" -m codespell_lib --config packaging/codespell.cfg
+    "{{ python }}" -m pytest -q -p no:cacheprovider tests/test_layering.py
+
+# mend what ruff can mend
+format:
+    "{{ python }}" -m ruff check --fix
+    "{{ python }}" -m ruff format
+
+# fetch the real clients once (some 440 MB from npm); nothing with DBPROXY_TEST_OFFLINE=1
+clients:
+    @"{{ python }}" tests/realclient/clients.py
+
+# everything but the soak: lint, then all tests
+test *ARGS: lint clients
+    "{{ python }}" -m pytest -m "not soak" "$@"
+
+# without the real clients and the minutes of load
+test-fast *ARGS:
+    "{{ python }}" -m pytest -m "not soak and not realclient" "$@"
+
+# only the real Claude Code, in its loopback-only namespace
+realclient *ARGS: clients
+    "{{ python }}" -m pytest -m realclient "$@"
+
+# an hour's load squeezed into minutes
+soak *ARGS:
+    "{{ python }}" -m pytest -m soak --timeout 1800 "$@"
+
+# speed and memory beside the peers
+bench *ARGS:
+    "{{ python }}" tests/bench/run.py "$@"
+
+# replay one-line mutations on a scratch copy: each named test must turn red
+mutate *ARGS:
+    "{{ python }}" tests/mutations/replay.py "$@"
+
+# write the generated pages anew
+docs:
+    "{{ python }}" packaging/docs.py
+
+# renew both locks from pyproject.toml
+locks *ARGS:
+    "{{ python }}" packaging/locks.py "$@"
+
+# the demo: no account, no network
+demo *ARGS:
+    "{{ python }}" -m dbproxy demo "$@"
+
+# what the tools left behind; the virtual environment and the fetched clients stay
+clean:
+    rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+    find . -name __pycache__ -not -path "./.venv/*" -not -path "./.cache/*" -prune -exec rm -rf {} +
