@@ -45,8 +45,8 @@ def plugin_folders() -> list[str]:
 
 def fingerprint(kind: str) -> str:
     """Digest over all that decides what an installation contains."""
-    digest = hashlib.sha256((sys.version + ROOT).encode())
-    files = [lock_for(kind), os.path.join(ROOT, "pyproject.toml")]
+    digest = hashlib.sha256(ROOT.encode())
+    files = [os.path.join(VENV, "pyvenv.cfg"), lock_for(kind), os.path.join(ROOT, "pyproject.toml")]
     files += [os.path.join(folder, "pyproject.toml") for folder in plugin_folders()]
     for path in files:
         digest.update(os.path.relpath(path, ROOT).encode())
@@ -72,8 +72,10 @@ def is_current(kind: str) -> bool:
 
 
 def call(what: str, command: list[str]) -> None:
+    # The build backend warns about editable installs as such; nobody can act on that.
+    env = dict(os.environ, PYTHONWARNINGS="ignore")
     try:
-        subprocess.run(command, cwd=ROOT, check=True)
+        subprocess.run(command, cwd=ROOT, env=env, check=True)
     except OSError as error:
         raise Failed(f"{what}: cannot start {command[0]} ({error})") from error
     except subprocess.CalledProcessError as error:
