@@ -3,7 +3,7 @@
 Owns the record that the launcher writes to ``run/scopes/ID.json`` and the daemon's look-up of it. The id and the secret
 travel as user and password of ``HTTPS_PROXY``, which the real client sends on every CONNECT (client facts 1.3).
 Must never import trio, sockets or configuration. Invariants: a scope file is complete or absent (atomic write, 0600);
-a look-up never trusts a name from the wire as a path; secrets are compared in constant time and never shown in ``repr``.
+a look-up never trusts a name from the wire as a path; secrets are compared in constant time and never in ``repr``.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from dbproxy.paths import make_private, write_private
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _ID = re.compile(r"[A-Za-z0-9_-]{8,64}\Z")
 _EMPTY: Mapping[str, object] = MappingProxyType({})
@@ -79,7 +82,7 @@ class Scope:
         return cls(**values)
 
     def save(self, folder: Path) -> Path:
-        """Write the record below ``folder`` (0700), atomically, 0600. OSError when that is impossible."""
+        """Write the record below ``folder`` (0700), atomically, 0600. ConfigError when that is impossible."""
         make_private(folder)
         target = folder / f"{self.id}.json"
         write_private(target, self.to_json())

@@ -16,14 +16,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from dbproxy import __version__
 from dbproxy.errors import LaunchError
 from dbproxy.paths import make_private, write_private
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 _MAX_HEALTH_BYTES = 1 << 20
 _EMPTY: Mapping[str, str] = MappingProxyType({})
@@ -112,9 +115,9 @@ def load(path: Path) -> DaemonState | None:
         values["listen"] = tuple(str(item) for item in values["listen"])
         values["intercept"] = tuple(str(item) for item in values.get("intercept") or ())
         values["settings"] = {str(name): str(value) for name, value in (values.get("settings") or {}).items()}
-        state = DaemonState(**values)
-        if not isinstance(state.pid, int) or state.pid <= 0 or not isinstance(state.instance, str):
+        if not isinstance(values["pid"], int) or values["pid"] <= 0 or not isinstance(values["instance"], str):
             return None
+        state = DaemonState(**values)
         if not 0 < state.address[1] < 65_536:
             return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError):
