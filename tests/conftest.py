@@ -21,6 +21,9 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+# Modules that several test files share; the test folders themselves are no packages.
+sys.path.insert(0, str(Path(__file__).resolve().parent / "support"))
+
 # A program needs these to start; all else could change what a test sees.
 _KEPT = ("PATH", "TMPDIR", "TEMP", "TMP", "SYSTEMROOT", "PATHEXT", "COMSPEC", "COLUMNS", "VIRTUAL_ENV", "CI")
 _KEPT_PREFIXES = ("DBPROXY_TEST_", "DBPROXY_BENCH_", "PYTEST_", "HYPOTHESIS_")
