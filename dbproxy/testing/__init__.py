@@ -1,0 +1,6 @@
+"""What tests, benchmarks and plugin authors use: a fake Messages API, a scripted agent, and the demo made of both.
+
+``origin`` is the oracle of our own tests and therefore shares no code with ``dbproxy.wire``.
+"""
+
+from __future__ import annotations
