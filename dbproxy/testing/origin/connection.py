@@ -72,7 +72,7 @@ class Peer:
                 connection.received += len(data)
                 if self._keep:
                     connection.raw += data
-                self._chunks.append(data)
+                self._chunks.append(bytes(data))
                 self._waiting += len(data)
                 self._changed.set()
                 while self._waiting > RUN_AHEAD:

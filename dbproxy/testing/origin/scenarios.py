@@ -21,7 +21,7 @@ Options = "Mapping[str, Any]"
 
 SUMMARY = (
     "<analysis>\nThe user asked for a listing.\n</analysis>\n\n"
-    "<summary>\n1. Primary Request and Intent:\n   ORIGIN-SUMMARY: a listing was asked for, and it was done.\n</summary>"
+    "<summary>\n1. Primary Request and Intent:\n   ORIGIN-SUMMARY: a listing was asked for and done.\n</summary>"
 )
 SMALL: Mapping[str, int] = {"input_tokens": 3000}
 BIG = 990_000  # above the wall of a 1M model (client facts 4.2)

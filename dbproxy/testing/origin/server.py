@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import ssl
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -28,6 +29,14 @@ if TYPE_CHECKING:
 NAMES = ("127.0.0.1", "localhost", "api.anthropic.com", "::1")
 CERTIFICATES = ("good", "expired", "wrong_name", "untrusted")
 RECORDS = ("all", "bodies", "heads")
+
+
+# The TLS library calls back inside the handshake, which runs in the connection's own task.
+_server_name: ContextVar[Connection] = ContextVar("connection in handshake")
+
+
+def _note_server_name(_socket: object, name: str | None, _context: object) -> None:
+    _server_name.get().server_name = name
 
 
 class Origin:
@@ -134,8 +143,7 @@ class Origin:
     async def serve_tls(self, stream: trio.SocketStream, context: ssl.SSLContext) -> None:
         """One TLS connection."""
         connection = self._new(tls=True)
-        names: list[str | None] = []
-        context.sni_callback = lambda _socket, name, _context: names.append(name)
+        _server_name.set(connection)
         secured = trio.SSLStream(stream, context, server_side=True, https_compatible=True)  # noqa: TID251  the oracle is apart from our own TLS on purpose
         try:
             with trio.fail_after(min(10.0, self.peer_seconds)):
@@ -145,7 +153,6 @@ class Origin:
             self._end(connection)
             await trio.aclose_forcefully(stream)
             return
-        connection.server_name = names[0] if names else None
         connection.alpn = secured.selected_alpn_protocol()
         await self._serve(secured, stream, connection)
 
@@ -203,6 +210,7 @@ def server_context(
         leaf = authority.issue_cert(*names)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     leaf.configure_cert(context)
+    context.sni_callback = _note_server_name
     if alpn:
         context.set_alpn_protocols(list(alpn))
     return context
