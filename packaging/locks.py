@@ -1,4 +1,4 @@
-"""Renews both locks, packaging/requirements.txt (runtime) and requirements-dev.txt (all): versions, hashes, no addresses.
+"""Renews both locks, packaging/requirements.txt (runtime) and requirements-dev.txt (all): versions, hashes, no hosts.
 
 Both come from pyproject.toml and are valid on every platform. Arguments go to the resolver, as in
 `just locks --upgrade` or `just locks --upgrade-package trio`; without any, versions that still fit stay.
