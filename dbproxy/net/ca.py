@@ -19,28 +19,26 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import ssl
-import sys
 import threading
 import time
 from collections import OrderedDict
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from dbproxy.errors import CertificateError, ConfigError
-from dbproxy.net import tls
+from dbproxy.net import rootfile, tls
 from dbproxy.paths import make_private, write_private
 from dbproxy.wire.target import normalise_host
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    import ssl
+    from collections.abc import Callable, Collection, Sequence
     from pathlib import Path
+
+    from dbproxy.net.rootfile import Root
 
 _DAY: Final = 86400.0
 ROOT_LIFE: Final = 730 * _DAY
-ROOT_RENEWAL: Final = 60 * _DAY
 LEAF_LIFE: Final = 30 * _DAY
 LEAF_RENEWAL: Final = 10 * _DAY
 OWN_LIFE: Final = 365 * _DAY
@@ -49,46 +47,14 @@ BACKDATED: Final = 3600.0
 """Certificates begin an hour in the past, so that a client whose clock is a little behind takes them at once."""
 PRUNE_GRACE: Final = _DAY
 """A root younger than this is not pruned: a launch may have been given it and not have registered yet."""
-LOCK_SECONDS: Final = 10.0
 OWN_NAMES: Final = ("localhost", "127.0.0.1", "::1")
 
-_ROOT_FILE: Final = re.compile(r"root-(\d{4,9})\.pem")
 _ROOT_NUMBER: Final = re.compile(r"root-(\d{4,9})\.pem")
 _PLAIN_NAME: Final = re.compile(r"[a-z0-9_.-]{1,100}")
-_CERTIFICATE: Final = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\n?", re.DOTALL)
-_HEADER: Final = re.compile(rb"^([A-Z][A-Za-z-]+): ([^\n]*)$", re.MULTILINE)
 _CACHED_LEAVES: Final = 256
-_HINT_REMAKE: Final = "Run: dbproxy certs rotate"
 
 K = TypeVar("K")
 V = TypeVar("V")
-
-
-@dataclass(frozen=True, slots=True)
-class Root:
-    """One interception root. ``fingerprint`` is the SHA-256 of the certificate in lower-case hex; times are seconds."""
-
-    sequence: int
-    path: Path
-    fingerprint: str
-    names: tuple[str, ...]
-    not_before: float
-    not_after: float
-    pem: bytes
-
-    def covers(self, name: str) -> bool:
-        """Whether clients that trust this root take a leaf for ``name`` (normalised) under it."""
-        if name in self.names:
-            return True
-        return not _is_address(name) and any(name.endswith("." + permitted) for permitted in self.names)
-
-    def valid(self, now: float) -> bool:
-        """Whether a client that checks at ``now`` takes it."""
-        return self.not_before <= now < self.not_after
-
-    def lasting(self, now: float) -> bool:
-        """Whether it is good for new launches: valid, and not so near its end that it must be replaced."""
-        return self.not_before <= now < self.not_after - ROOT_RENEWAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +62,6 @@ class _Leaf:
     chain: bytes
     not_before: float
     renew_at: float
-
-
-class _Broken(Exception):
-    """A certificate file whose content is of no use; the text says why."""
 
 
 class Authority:
@@ -132,7 +94,7 @@ class Authority:
         Raises CertificateError where the folder or a root cannot be read, or a root is needed and cannot be written.
         """
         authority = cls(folder, names, clock=clock)
-        _prepare_folder(folder, authority._notice)
+        rootfile.prepare_folder(folder, authority._notice)
         authority.refresh()
         return authority
 
@@ -142,7 +104,7 @@ class Authority:
     def current(self) -> Root:
         """The root that new launches are given."""
         if self._current is None:
-            raise CertificateError("the interception root is not loaded", hint=_HINT_REMAKE)
+            raise CertificateError("the interception root is not loaded", hint=rootfile.HINT_REMAKE)
         return self._current
 
     @property
@@ -178,7 +140,7 @@ class Authority:
     def refresh(self) -> bool:
         """Takes up what other processes changed, and replaces the current root in time. True if anything changed.
 
-        Costs a directory listing (some 20 microseconds) when nothing did. Call it at each launch and every minute or
+        Costs a directory listing (some 60 microseconds) when nothing did. Call it at each launch and every minute or
         so. Raises CertificateError only while there is no usable root at all.
         """
         with self._lock:
@@ -187,15 +149,27 @@ class Authority:
             if self._current is None or not self._current.lasting(self._clock()):
                 self._replace_current()
             changed = before != self.roots
-            if changed:
+            if changed or not self.bundle_path.exists():
                 self._write_bundles()
             return changed
+
+    def prepare(self) -> None:
+        """Makes or renews the certificates that clients are going to need, so that no handshake waits for that.
+
+        Call it at start and every minute or so with ``refresh``, in a worker thread: with nothing to do both are
+        quick, but a new certificate means an import and waiting for the disk. Raises CertificateError.
+        """
+        for root in self.roots:
+            for name in self.names:
+                if self.covers(name, root.fingerprint):
+                    self.leaf_context(name, root.fingerprint)
+        self.own_context()
 
     def rotate(self) -> Root:
         """Makes a new current root. The others stay and go on serving the launches that were given them."""
         with self._lock:
-            _prepare_folder(self.folder, self._notice)
-            with _locked(self.folder):
+            rootfile.prepare_folder(self.folder, self._notice)
+            with rootfile.locked(self.folder):
                 self._read_roots()
                 self._make_root()
             self._write_bundles()
@@ -206,7 +180,7 @@ class Authority:
 
         Kept are the current root, roots in use, and all while a newer one is younger than a day.
         """
-        with self._lock, _locked(self.folder):
+        with self._lock, rootfile.locked(self.folder):
             self._read_roots()
             now = self._clock()
             newest = max((root.not_before + BACKDATED for root in self._roots.values()), default=now)
@@ -265,7 +239,7 @@ class Authority:
         """The certificate that ``own_context`` shows, for those who want to trust it."""
         self.own_context()
         assert self._own is not None
-        return _certificates(self._own[0].chain)
+        return rootfile.certificates(self._own[0].chain)
 
     # Files for clients
 
@@ -320,13 +294,13 @@ class Authority:
         roots: dict[str, Root] = {}
         self._broken = []
         refused: CertificateError | None = None
-        for path, signature in _listing(self.folder):
+        for path, signature in rootfile.listing(self.folder):
             seen[path.name] = signature
             root = known.get(path)
             try:
                 if root is None or self._seen.get(path.name) != signature:
-                    root = _read_root(path, self._notice)
-            except _Broken as error:
+                    root = rootfile.read_root(path, self._notice)
+            except rootfile.Broken as error:
                 self._broken.append(path)
                 self._notice(f"{path} is no usable root: {error}")
             except CertificateError as error:
@@ -347,8 +321,8 @@ class Authority:
 
     def _replace_current(self) -> None:
         try:
-            _prepare_folder(self.folder, self._notice)
-            with _locked(self.folder):
+            rootfile.prepare_folder(self.folder, self._notice)
+            with rootfile.locked(self.folder):
                 self._read_roots()  # another process may have been quicker
                 if self._current is None or not self._current.lasting(self._clock()):
                     self._make_root()
@@ -382,7 +356,7 @@ class Authority:
             ) from error
         self._read_roots()
         if self._current is None or self._current.path != path:
-            raise CertificateError(f"the interception root just written to {path} cannot be used", hint=_HINT_REMAKE)
+            raise CertificateError(f"the root just written to {path} cannot be used", hint=rootfile.HINT_REMAKE)
 
     def _delete(self, root: Root) -> None:
         try:
@@ -415,12 +389,12 @@ class Authority:
     def _stored_leaf(self, path: Path, identity: dict[str, str], now: float) -> _Leaf | None:
         """The leaf on disk, if it is the one asked for, whole, and not due for renewal."""
         try:
-            _tighten(path, 0o600, self._notice)
+            rootfile.tighten(path, 0o600, self._notice)
             chain = path.read_bytes()
-            header = _header(chain)
-            if any(header.get(key) != value for key, value in identity.items()):
+            fields = rootfile.fields(chain)
+            if any(fields.get(key) != value for key, value in identity.items()):
                 return None
-            leaf = _Leaf(chain, float(header["Not-Before"]), float(header["Renew-At"]))
+            leaf = _Leaf(chain, float(fields["Not-Before"]), float(fields["Renew-At"]))
             if not leaf.not_before <= now < leaf.renew_at:
                 return None
             tls.server_context(chain)
@@ -441,7 +415,7 @@ class Authority:
             raise CertificateError(
                 f"{root.path} cannot be read: {error.strerror or error}", hint="Make it readable for you alone (0600)"
             ) from error
-        made = mint.leaf(root.pem, _keys(key_and_root), name, not_before=not_before, not_after=not_after)
+        made = mint.leaf(root.pem, rootfile.keys(key_and_root), name, not_before=not_before, not_after=not_after)
         identity = {"Name": name, "Root": root.fingerprint}
         leaf = _Leaf(_chain(made.key, made.certificate, identity, not_before, renew_at), not_before, renew_at)
         if name in root.names:
@@ -484,18 +458,6 @@ def rotate(folder: Path, names: Sequence[str], *, clock: Callable[[], float] = t
     return authority
 
 
-def inspect(folder: Path) -> tuple[list[Root], list[tuple[Path, str]]]:
-    """What is in ``folder``, without changing or making anything: roots (oldest first) and unusable files with why."""
-    roots, broken = [], []
-    if folder.exists():
-        for path, _signature in _listing(folder):
-            try:
-                roots.append(_read_root(path, None))
-            except (_Broken, OSError) as error:
-                broken.append((path, str(error)))
-    return sorted(roots, key=lambda root: root.sequence), broken
-
-
 def _normalised(names: Sequence[str]) -> tuple[str, ...]:
     done = set()
     for name in names:
@@ -508,113 +470,16 @@ def _normalised(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(done))
 
 
-def _is_address(name: str) -> bool:
-    try:
-        ip_address(name)
-    except ValueError:
-        return False
-    return True
-
-
-def _listing(folder: Path) -> list[tuple[Path, tuple[int, int]]]:
-    """The root files with (modification time in ns, size)."""
-    found = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if _ROOT_FILE.fullmatch(entry.name):
-                    with suppress(FileNotFoundError):
-                        status = entry.stat()
-                        found.append((folder / entry.name, (status.st_mtime_ns, status.st_size)))
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise CertificateError(
-            f"the certificate folder {folder} cannot be read: {error.strerror or error}",
-            hint="Make it a folder that you own, or set DBPROXY_DATA_DIR",
-        ) from error
-    return found
-
-
-def _read_root(path: Path, notice: Callable[[str], None] | None) -> Root:
-    """Raises _Broken for useless content, FileNotFoundError, and CertificateError for a file that may not be read."""
-    try:
-        if notice is not None:
-            _tighten(path, 0o600, notice)
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise CertificateError(
-            f"the interception root {path} cannot be read: {error.strerror or error}",
-            hint="Make it readable for you alone (0600), or move it away and run: dbproxy certs rotate",
-        ) from error
-    pem = _certificates(data)
-    if not pem or not data.endswith(b"-----END CERTIFICATE-----\n"):
-        raise _Broken("the file is incomplete")
-    try:
-        tls.server_context(data)
-        store = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        store.load_verify_locations(cadata=pem.decode("ascii"))
-        (facts,) = store.get_ca_certs()
-        der = ssl.PEM_cert_to_DER_cert(pem.decode("ascii"))
-        not_before = float(ssl.cert_time_to_seconds(str(facts["notBefore"])))
-        not_after = float(ssl.cert_time_to_seconds(str(facts["notAfter"])))
-    except ssl.SSLError as error:
-        mismatch = "MISMATCH" in (error.reason or "")
-        raise _Broken("key and certificate do not belong together" if mismatch else str(error)) from error
-    except ValueError as error:
-        raise _Broken("there is not exactly one root certificate in it") from error
-    match = _ROOT_FILE.fullmatch(path.name)
-    return Root(
-        sequence=int(match[1]) if match else 0,
-        path=path,
-        fingerprint=hashlib.sha256(der).hexdigest(),
-        names=_names_of(data, pem),
-        not_before=not_before,
-        not_after=not_after,
-        pem=pem,
-    )
-
-
-def _names_of(data: bytes, pem: bytes) -> tuple[str, ...]:
-    """The names that a root is for: from the header, which spares an import, else from the certificate itself."""
-    header = _header(data)
-    if "Names" in header:
-        return tuple(sorted(name for name in header["Names"].split(",") if name))
-    from dbproxy.net import mint
-
-    try:
-        return mint.permitted_names(pem)
-    except CertificateError as error:
-        raise _Broken(str(error)) from error
-
-
-def _header(data: bytes) -> dict[str, str]:
-    """The ``Key: value`` lines before the first PEM block."""
-    text = data.partition(b"-----BEGIN")[0]
-    return {match[1].decode(): match[2].decode("utf-8", "replace").strip() for match in _HEADER.finditer(text)}
-
-
 def _chain(key: bytes, certificate: bytes, identity: dict[str, str], not_before: float, renew_at: float) -> bytes:
     lines = {**identity, "Not-Before": f"{not_before:.0f}", "Renew-At": f"{renew_at:.0f}"}
     return "".join(f"{name}: {value}\n" for name, value in lines.items()).encode() + key + certificate
-
-
-def _certificates(data: bytes) -> bytes:
-    return b"".join(_CERTIFICATE.findall(data))
-
-
-def _keys(data: bytes) -> bytes:
-    """The PEM blocks of ``data`` that are no certificates."""
-    return b"-----BEGIN" + _CERTIFICATE.sub(b"", data).partition(b"-----BEGIN")[2]
 
 
 def _context(chain: bytes, alpn: tuple[str, ...], what: str) -> ssl.SSLContext:
     try:
         return tls.server_context(chain, alpn)
     except OSError as error:  # ssl.SSLError is one
-        raise CertificateError(f"{what} cannot be used: {error}", hint=_HINT_REMAKE) from error
+        raise CertificateError(f"{what} cannot be used: {error}", hint=rootfile.HINT_REMAKE) from error
 
 
 def _remember(cache: OrderedDict[K, V], key: K, value: V) -> None:
@@ -631,72 +496,3 @@ def _file_name(name: str) -> str:
 
 def _day(seconds: float) -> str:
     return time.strftime("%Y-%m-%d", time.gmtime(seconds))
-
-
-def _prepare_folder(folder: Path, notice: Callable[[str], None]) -> None:
-    try:
-        if folder.is_dir() and not folder.is_symlink():
-            _tighten(folder, 0o700, notice)
-        make_private(folder)
-    except (OSError, ConfigError) as error:
-        raise CertificateError(f"the certificate folder cannot be used: {error}") from error
-
-
-def _tighten(path: Path, mode: int, notice: Callable[[str], None]) -> None:
-    """Takes away what group and others may do with a file or folder of keys, and says so."""
-    if sys.platform == "win32":  # the per-user folder's access list protects it there
-        return
-    status = path.stat()
-    if os.geteuid() != 0 and status.st_uid not in (os.geteuid(), 0):
-        raise CertificateError(
-            f"{path} belongs to another user (uid {status.st_uid})",
-            hint="Remove it, or set DBPROXY_DATA_DIR to a folder of your own",
-        )
-    if not status.st_mode & 0o077:
-        return
-    try:
-        path.chmod(mode)
-    except OSError as error:
-        notice(f"{path} is open to other users and cannot be closed: {error.strerror or error}")
-        return
-    notice(f"{path} was open to other users and is closed now ({mode:o}); if others may have read it: {_HINT_REMAKE}")
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds ``folder/lock`` against other processes. Raises CertificateError after 10 s or on an unwritable folder."""
-    path = folder / "lock"
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
-    except OSError as error:
-        raise CertificateError(
-            f"the certificate folder {folder} cannot be written: {error.strerror or error}",
-            hint="Make it writable, free some disk space, or set DBPROXY_DATA_DIR",
-        ) from error
-    try:
-        deadline = time.monotonic() + LOCK_SECONDS
-        pause = threading.Event()
-        while not _try_lock(descriptor):
-            if time.monotonic() > deadline:
-                raise CertificateError(
-                    f"another process has held {path} for {LOCK_SECONDS:.0f} s", hint="Stop it and try again"
-                )
-            pause.wait(0.02)
-        yield
-    finally:
-        os.close(descriptor)  # which unlocks it
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
