@@ -80,6 +80,7 @@ class Calls:
         self, manager: PluginManager, *, on_failure: Callable[[str, str, str, bool], None] | None = None
     ) -> None:
         self.manager = manager
+        self.filters_skipped = 0  # event streams that filters could not enter: coded, or of fixed length
         self._on_failure = on_failure
         self._accounts: dict[str, PluginAccount] = {}
         self._known: dict[tuple[str, str], Implementation] = {}
@@ -124,7 +125,9 @@ class Calls:
 
     def samples(self) -> list[Sample]:
         """Our own metrics about plugins."""
-        samples = []
+        samples = [
+            Sample("dbproxy_filters_skipped_total", self.filters_skipped, help="Event streams without their filters."),
+        ]
         for account in self._accounts.values():
             labels = {"plugin": account.name}
             samples += [
