@@ -140,7 +140,9 @@ def run(command: list[str], keep: list[Path]) -> int:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--keep", type=Path, action="append", default=[], help="show this path although it lies in a home")
+    parser.add_argument(
+        "--keep", type=Path, action="append", default=[], help="show this path although it lies in a home"
+    )
     parser.add_argument("command", nargs="+")
     options = parser.parse_args(arguments)
     try:
