@@ -22,6 +22,7 @@ import re
 import threading
 import time
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -74,7 +75,7 @@ class Authority:
     def __init__(self, folder: Path, names: Sequence[str], *, clock: Callable[[], float] = time.time) -> None:
         """Nothing is read yet; use ``open``."""
         self.folder = folder
-        self.names = _normalised(names)
+        self.names = rootfile.normalised(names)
         self._clock = clock
         self._roots: dict[str, Root] = {}
         self._current: Root | None = None
@@ -175,24 +176,25 @@ class Authority:
             self._write_bundles()
             return self.current
 
-    def prune(self, in_use: Collection[str]) -> tuple[Root, ...]:
+    def prune(self, in_use: Collection[str], *, grace: float = PRUNE_GRACE) -> tuple[Root, ...]:
         """Deletes the roots that no scope needs (``in_use``: fingerprints) and returns them.
 
-        Kept are the current root, roots in use, and all while a newer one is younger than a day.
+        Kept are the current root, roots in use, and all while the newest is younger than ``grace`` seconds. What was
+        moved aside as broken goes too, since it may hold a key.
         """
         with self._lock, rootfile.locked(self.folder):
             self._read_roots()
             now = self._clock()
             newest = max((root.not_before + BACKDATED for root in self._roots.values()), default=now)
-            if now - newest < PRUNE_GRACE:
+            if now - newest < grace:
                 return ()
             dropped = []
             for root in self.roots:
-                # Only roots for our own names: another process may run with another list and the same folder.
-                if root is self._current or root.fingerprint in in_use or root.names != self.names:
-                    continue
-                self._delete(root)
-                dropped.append(root)
+                if root is not self._current and root.fingerprint not in in_use and self._delete(root):
+                    dropped.append(root)
+            for aside in self.folder.glob("root-*.pem.broken"):
+                with suppress(OSError):
+                    aside.unlink()
             if dropped:
                 self._write_bundles()
             return tuple(dropped)
@@ -212,7 +214,7 @@ class Authority:
             return cached[1]
         with self._lock:
             chosen = self._root(root)
-            leaf = self._leaf(chosen, _normalised([name])[0], now)
+            leaf = self._leaf(chosen, rootfile.normalised([name])[0], now)
             key = (chosen.fingerprint, name, alpn)
             cached = self._contexts.get(key)
             if cached is not None and cached[0] is leaf:
@@ -312,8 +314,7 @@ class Authority:
                     roots[root.fingerprint] = root
         self._seen = seen
         self._roots = roots
-        mine = [root for root in roots.values() if root.names == self.names and root.valid(now)]
-        self._current = max(mine, key=lambda root: root.sequence, default=None)
+        self._current = rootfile.choose(list(roots.values()), self.names, now)
         if refused is not None:
             if self._current is None:
                 raise refused
@@ -358,15 +359,20 @@ class Authority:
         if self._current is None or self._current.path != path:
             raise CertificateError(f"the root just written to {path} cannot be used", hint=rootfile.HINT_REMAKE)
 
-    def _delete(self, root: Root) -> None:
+    def _delete(self, root: Root) -> bool:
         try:
             root.path.unlink(missing_ok=True)
             for leaf in (self.folder / "leaves").glob(f"{root.sequence:04d}-*.pem"):
                 leaf.unlink(missing_ok=True)
         except OSError as error:
             self._notice(f"an old root cannot be deleted: {error}")
-            return
+            return False
         del self._roots[root.fingerprint]
+        for key in [key for key in self._leaves if key[0] == root.fingerprint]:
+            del self._leaves[key]
+        for context_key in [key for key in self._contexts if key[0] == root.fingerprint]:
+            del self._contexts[context_key]
+        return True
 
     def _leaf(self, root: Root, name: str, now: float) -> _Leaf:
         if not root.valid(now) or not root.covers(name):
@@ -456,18 +462,6 @@ def rotate(folder: Path, names: Sequence[str], *, clock: Callable[[], float] = t
     authority = Authority(folder, names, clock=clock)
     authority.rotate()
     return authority
-
-
-def _normalised(names: Sequence[str]) -> tuple[str, ...]:
-    done = set()
-    for name in names:
-        try:
-            done.add(normalise_host(name))
-        except ValueError as error:
-            raise CertificateError(
-                f"no certificate can be made for {name!r}: {error}", hint="Check DBPROXY_INTERCEPT"
-            ) from error
-    return tuple(sorted(done))
 
 
 def _chain(key: bytes, certificate: bytes, identity: dict[str, str], not_before: float, renew_at: float) -> bytes:

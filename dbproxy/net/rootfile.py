@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Final
 from dbproxy.errors import CertificateError, ConfigError
 from dbproxy.net import tls
 from dbproxy.paths import make_private
+from dbproxy.wire.target import normalise_host
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 ROOT_RENEWAL: Final = 60 * 86400.0
@@ -78,6 +79,28 @@ def inspect(folder: Path) -> tuple[list[Root], list[tuple[Path, str]]]:
             except (Broken, OSError) as error:
                 broken.append((path, str(error)))
     return sorted(roots, key=lambda root: root.sequence), broken
+
+
+def choose(roots: Sequence[Root], names: tuple[str, ...], now: float) -> Root | None:
+    """The root that new launches with these (normalised) names are given: the newest valid one made for exactly them.
+
+    A smaller root would fail some name and a larger one could sign for more than it has to.
+    """
+    fitting = [root for root in roots if root.names == names and root.valid(now)]
+    return max(fitting, key=lambda root: root.sequence, default=None)
+
+
+def normalised(names: Sequence[str]) -> tuple[str, ...]:
+    """Sorted, each once, as certificates spell them. Raises CertificateError."""
+    done = set()
+    for name in names:
+        try:
+            done.add(normalise_host(name))
+        except ValueError as error:
+            raise CertificateError(
+                f"no certificate can be made for {name!r}: {error}", hint="Check DBPROXY_INTERCEPT"
+            ) from error
+    return tuple(sorted(done))
 
 
 def is_address(name: str) -> bool:

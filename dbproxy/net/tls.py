@@ -124,8 +124,8 @@ def describe_peer_failure(error: BaseException) -> str:
 def is_rejection(error: BaseException, *, answered: bool) -> bool:
     """Whether the failure says that the client does not trust our certificate.
 
-    ``answered``: our flight with the certificate had been sent. The native client sends no alert but just closes then
-    (client facts 1.1), so a bare end counts from there on; a timeout or a broken record does not.
+    ``answered``: our flight with the certificate had been sent. Node and the native client send no alert but just
+    close then (client facts 1.1), so a bare end counts from there on; a timeout or a broken record does not.
     """
     if isinstance(error, ssl.SSLError) and (error.reason or "") in _REJECTED:
         return True
@@ -161,9 +161,9 @@ class RejectionTracker:
 
     Two rejections of a host by one kind of client (``kind``: the fingerprint of its ClientHello) in one launch scope
     open a tunnel for ten minutes; after that, each further rejection opens it again. A kind that once spoke inside our
-    TLS is never tunnelled: what fails then is something else, and a tunnel would silently end the capture. Node
-    completes the handshake before it rejects, so a connection that the client closes without a byte of data counts as
-    a failure as well.
+    TLS is never tunnelled: what fails then is something else, and a tunnel would silently end the capture. Node over
+    TLS 1.2 completes the handshake before it rejects (measured, v20), so a connection that the client closes without
+    a byte of data counts as a failure as well.
 
     Pure but for its memory, which is bounded: the least recently used entries are forgotten.
     """
