@@ -84,7 +84,7 @@ class Project:
 class Config:
     """The settings of a run, their origins, and the sections of plugins.
 
-    ``problems`` is empty unless ``load`` was asked not to be strict; a value with a problem then has its default.
+    ``problems`` is empty unless ``load`` was asked not to be strict; what has a problem then counts as not given.
     """
 
     settings: Settings
@@ -198,7 +198,10 @@ class _Reading:
         self.values: dict[str, object] = {spec.name: spec.default for spec in table.specs}
         self.values["data_dir"] = default_data_dir(env)
         self.origins = {spec.name: Origin("default") for spec in table.specs}
+        self.keys = {spec.name: spec.key for spec in table.specs}
         self.sections: dict[str, dict[str, object]] = {}
+        self.refused: list[Refusal] = []
+        self.before_project = dict(self.values), dict(self.origins)
 
     def context(self, base: Path | None) -> Context:
         return Context(base, self.env, self.home)
@@ -237,23 +240,26 @@ class _Reading:
         file = find_project_file(cwd, self.home)
         if file is None:
             return None
-        file = file.resolve() if file.parent.exists() else file
-        refused: list[Refusal] = []
+        file = file.parent.resolve() / file.name
+        self.before_project = dict(self.values), dict(self.origins)
+        refused = self.refused
         try:
             content = _read(file)
         except OSError as error:
-            return Project(file, "", False, (Refusal("", f"cannot be read: {error.strerror or error}"),))
+            refused.append(Refusal("", f"cannot be read: {error.strerror or error}"))
+            return Project(file, "", False)
         digest = hashlib.sha256(content).hexdigest()
         trusted = _trusted(trust_file(self.env)).get(str(file)) == digest
         problems: list[str] = []
         try:
             tree = _parse_toml(file, content)
         except ConfigError as error:
-            return Project(file, digest, False, (Refusal("", str(error)),))
+            refused.append(Refusal("", str(error).removeprefix(f"{file}: ")))
+            return Project(file, digest, False)
         origin = Origin("project", str(file))
         for key, raw in self.flat(tree):
             spec = self.table.by_key().get(key)
-            if not trusted and spec is not None and spec.project != "allowed":
+            if not trusted and (key.startswith("plugins.") or (spec is not None and spec.project != "allowed")):
                 refused.append(Refusal(key, "a project file may not set this unless you trust it"))
             elif not trusted and spec is None:
                 refused.append(Refusal(key, "unknown setting" + suggestion(key, self.table.by_key())))
@@ -265,7 +271,7 @@ class _Reading:
             self.problems += problems
         else:
             refused += [Refusal("", problem.removeprefix(f"{file}: ")) for problem in problems]
-        return Project(file, digest, trusted, tuple(refused))
+        return Project(file, digest, trusted)
 
     def environment(self, cwd: Path | None) -> None:
         by_env = self.table.by_env()
@@ -341,7 +347,9 @@ class _Reading:
         problems.append(f"{origin.where}: unknown setting {key}" + suggestion(key, self.table.by_key()))
 
     def finish(self, user_file: Path, project: Project | None) -> Config:
-        self.check_together()
+        self.check_together(project)
+        if project is not None:
+            project = replace(project, refused=tuple(self.refused))
         core = {spec.name for spec in core_table().specs}
         settings = Settings(**{name: value for name, value in self.values.items() if name in core})  # type: ignore[arg-type]
         for spec in self.table.specs:
@@ -359,17 +367,27 @@ class _Reading:
             self.table,
         )
 
-    def check_together(self) -> None:
-        """Rules over more than one setting. An untrusted project file that breaks one loses, quietly for the launch."""
+    def check_together(self, project: Project | None) -> None:
+        """Rules over more than one setting. What an untrusted project file set against one is taken back."""
+        for names, problem in self.contradictions():
+            mine = [name for name in names if self.origins[name].source == "project"]
+            if mine and project is not None and not project.trusted:
+                self.refused += [Refusal(self.keys[name], problem) for name in mine]
+                values, origins = self.before_project
+                for name in mine:
+                    self.values[name], self.origins[name] = values[name], origins[name]
+            else:
+                self.problems.append(problem)
+
+    def contradictions(self) -> Iterable[tuple[tuple[str, ...], str]]:
         values: Any = self.values
         if values["checkpoint_threshold"] > values["swap_threshold"]:
-            self.problems.append(
-                f"checkpoint_threshold ({values['checkpoint_threshold']:g}, {self.origins['checkpoint_threshold']}) is "
-                f"above swap_threshold ({values['swap_threshold']:g}, {self.origins['swap_threshold']}); lower it"
-            )
+            names = ("checkpoint_threshold", "swap_threshold")
+            first, second = (f"{name} ({values[name]:g}, {self.origins[name]})" for name in names)
+            yield names, f"{first} is above {second}; the checkpoint must come first"
         port = values["dashboard_port"]
         if port is not None and any(item.port == port for item in values["listen"]):
-            self.problems.append(f"dashboard_port ({port}) is a port of listen already; choose another")
+            yield ("dashboard_port", "listen"), f"dashboard_port ({port}) is a port of listen already; choose another"
 
 
 def _read(file: Path) -> bytes:

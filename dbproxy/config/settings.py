@@ -63,7 +63,7 @@ def setting(
     """A dataclass field that is a setting; ``env`` names aliases beside ``DBPROXY_<NAME>``."""
     rules = {"kind": kind, "help": help, "key": key, "env": env, "inherits": inherits}
     rules |= {"scope": scope, "project": project, "secret": secret}
-    return field(default=default, metadata={"setting": rules}, repr=not secret)
+    return field(default=default, metadata=rules, repr=not secret)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -294,7 +294,7 @@ def core_table() -> Table:
     """The table of ``Settings``."""
     found = []
     for item in fields(Settings):
-        rules = dict(item.metadata["setting"])
+        rules: dict[str, Any] = dict(item.metadata)
         aliases = rules.pop("env")
         rules["key"] = rules["key"] or item.name
         default = None if item.default is MISSING else item.default
