@@ -183,8 +183,11 @@ def trust_project(directory: Path, env: Mapping[str, str]) -> Project:
 
 def suggestion(name: str, known: Iterable[str]) -> str:
     """The end of an error about an unknown name: the nearest known one, or nothing."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
+    # Of a dotted name only the last part is compared, with its neighbours: a common prefix is no likeness.
+    prefix, _dot, last = name.rpartition(".")
+    places = [item.rpartition(".") for item in known]
+    near = difflib.get_close_matches(last, [item[2] for item in places if item[0] == prefix], n=1, cutoff=0.6)
+    return f"; did you mean {f'{prefix}.' if prefix else ''}{near[0]}?" if near else ""
 
 
 class _Reading:
@@ -259,7 +262,7 @@ class _Reading:
         origin = Origin("project", str(file))
         for key, raw in self.flat(tree):
             spec = self.table.by_key().get(key)
-            if not trusted and (key.startswith("plugins.") or (spec is not None and spec.project != "allowed")):
+            if not trusted and (key.startswith("plugins.") if spec is None else spec.project != "allowed"):
                 refused.append(Refusal(key, "a project file may not set this unless you trust it"))
             elif not trusted and spec is None:
                 refused.append(Refusal(key, "unknown setting" + suggestion(key, self.table.by_key())))

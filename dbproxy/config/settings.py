@@ -257,7 +257,6 @@ class Table:
     """All settings that a run knows. Plugins add theirs with ``extended``."""
 
     specs: tuple[Spec, ...]
-    sections: frozenset[str] = frozenset()
 
     def by_key(self) -> dict[str, Spec]:
         """The settings by their dotted TOML name."""
@@ -267,9 +266,9 @@ class Table:
         """The settings by each of their environment variables."""
         return {name: spec for spec in self.specs for name in spec.env}
 
-    def extended(self, section: str, specs: Iterable[Spec]) -> Table:
-        """This table with a plugin's settings, which stand in ``[plugins.SECTION]`` and are checked from then on."""
-        return Table(self.specs + tuple(specs), self.sections | {f"plugins.{section}"})
+    def extended(self, specs: Iterable[Spec]) -> Table:
+        """This table with settings of plugins, made by ``plugin_setting``; those are checked from then on."""
+        return Table(self.specs + tuple(specs))
 
 
 def plugin_setting(

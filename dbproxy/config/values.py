@@ -138,7 +138,7 @@ def fraction() -> Kind:
 
     def parse(raw: Any, _context: Context) -> float:
         percent = isinstance(raw, str) and raw.strip().endswith("%")
-        value = _number(raw.strip()[:-1] if percent else raw, shape)
+        value = _number(raw.strip()[:-1] if percent else raw, f"a {shape}")
         if percent or value > 1:
             value = round(value / 100, 10)
         if not 0 < value <= 1:
