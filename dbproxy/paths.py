@@ -85,7 +85,10 @@ class Paths:
 
         Raises ConfigError naming DBPROXY_DATA_DIR where the home is read-only or the folder is not ours.
         """
-        for folder in (self.data_dir, self.ca, self.logs, self.plugins, self.run, self.scopes, self.status):
+        target = self.data_dir
+        if target.is_symlink() and (sys.platform == "win32" or target.lstat().st_uid == os.geteuid()):
+            target = target.resolve()  # the user moved it to another disk; below it no link is followed
+        for folder in (target, self.ca, self.logs, self.plugins, self.run, self.scopes, self.status):
             make_private(folder)
 
 
@@ -168,6 +171,8 @@ def write_private(path: Path, data: bytes | str) -> None:
     try:
         try:
             with open(os.open(fresh, flags, 0o600), "wb") as file:
+                if sys.platform != "win32":
+                    os.fchmod(file.fileno(), 0o600)  # a umask may only have taken rights away, even ours
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
