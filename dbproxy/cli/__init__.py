@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +18,7 @@ from dbproxy.errors import DbproxyError
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
 
     from dbproxy.cli.options import CommandLine
 
@@ -51,58 +51,53 @@ COMMANDS: dict[str, Command] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code. Never raises for what a user can cause."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    return _guarded(words, debug="--debug" in words)
+    return _guarded(list(sys.argv[1:] if argv is None else argv))
 
 
 def main_seed(argv: Sequence[str] | None = None) -> int:
     """``claude-db-proxy [ARGS]``: ``dbproxy claude [ARGS]``, with the few subcommands that the older tool had."""
     from dbproxy.cli.seed import translate
 
-    words = translate(list(sys.argv[1:] if argv is None else argv))
-    return _guarded(words, debug=False)
+    return _guarded(translate(list(sys.argv[1:] if argv is None else argv)))
 
 
-def _guarded(words: list[str], *, debug: bool) -> int:
-    from dbproxy.cli.options import UsageError
+def _guarded(words: list[str]) -> int:
+    from dbproxy.cli.options import CommandLine, UsageError
 
+    line = CommandLine()
     try:
-        return _dispatch(words)
+        return _dispatch(words, line)
     except UsageError as error:
-        _complain(str(error))
-        _complain("`dbproxy --help` lists the commands and options")
+        _complain(f"{error}. `dbproxy --help` lists the commands and options")
         return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         # The reader of our output went away (`dbproxy logs | head`): nothing failed. The interpreter's flush at exit
         # must not complain a second time.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except DbproxyError as error:
-        if debug:
+        if line.debug:
             raise
         _complain(str(error))
         return 1
     except OSError as error:
-        if debug:
+        if line.debug:
             raise
-        _complain(f"{error}. Run the same command with --debug before it for the details")
+        _complain(f"{error}. `dbproxy --debug COMMAND` shows where")
         return 1
     except Exception as error:
-        if debug:
+        if line.debug:
             raise
-        _complain(f"internal error: {type(error).__name__}: {error}. Run with --debug for the details")
+        _complain(f"internal error: {type(error).__name__}: {error}. `dbproxy --debug COMMAND` shows where")
         return 1
 
 
-def _dispatch(words: list[str]) -> int:
+def _dispatch(words: list[str], line: CommandLine) -> int:
     from dbproxy.cli import options
 
-    if words == ["--version"]:
-        print(f"dbproxy {__version__}")
-        return 0
-    line = options.split(words)
+    options.split(words, line)
     if line.version:
         print(f"dbproxy {__version__}")
         return 0
@@ -118,9 +113,14 @@ def _dispatch(words: list[str]) -> int:
     command = COMMANDS.get(line.command)
     if command is None:
         raise options.UsageError(_unknown_command(line.command))
-    if command.launches and not line.help:
-        module = import_module("dbproxy.cli.launch")
-        return int(module.launch(line.command, line.rest, line.overrides))
+    if command.launches:
+        # `dbproxy claude --help` is Claude's; only `run` can be asked without taking anything from its program.
+        if not line.help and not (line.command == "run" and line.rest[:1] in (["-h"], ["--help"])):
+            return int(import_module("dbproxy.cli.launch").launch(line.command, line.rest, line.overrides))
+        from dbproxy.cli.help import launcher
+
+        print(launcher(line.command))
+        return 0
     return _run_parsed(line, command)
 
 
@@ -134,13 +134,11 @@ def _run_parsed(line: CommandLine, command: Command) -> int:
     remainder = options.take_settings(line.rest, line)
     parser = build_parser()
     module.add_parser(parser.add_subparsers(dest="command", metavar="COMMAND", required=True))
+    args = argparse.Namespace(overrides=line.overrides, debug=line.debug)
     try:
-        args = parser.parse_args([name, *(["--help"] if line.help else []), *remainder])
+        parser.parse_args([name, *(["--help"] if line.help else []), *remainder], namespace=args)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
-    args.overrides = line.overrides
-    args.debug = line.debug
-    assert isinstance(args, argparse.Namespace)
     return int(module.run(args))
 
 
@@ -156,7 +154,7 @@ def _unknown_command(word: str) -> str:
 
     near = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.6)
     advice = f" Did you mean `dbproxy {near[0]}`?" if near else ""
-    return f"unknown command {word!r}.{advice} To start another program through the proxy: dbproxy run {word}"
+    return f"unknown command {word!r}.{advice} `dbproxy run {word}` starts a program of that name"
 
 
 def _complain(text: str) -> None:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 
 class UsageError(Exception):
@@ -59,12 +62,12 @@ def setting_options() -> dict[str, SettingOption]:
     return options
 
 
-def split(argv: Sequence[str], options: Mapping[str, SettingOption] | None = None) -> CommandLine:
-    """Take our own options off the front of ``argv``; the first word that is none is the command.
+def split(argv: Sequence[str], line: CommandLine) -> None:
+    """Take our own options off the front of ``argv`` into ``line``; the first word that is none is the command.
 
     Raises UsageError for an unknown option, naming the nearest known one.
     """
-    line = CommandLine()
+    options: Mapping[str, SettingOption] | None = None
     index = 0
     while index < len(argv):
         word = argv[index]
@@ -72,10 +75,9 @@ def split(argv: Sequence[str], options: Mapping[str, SettingOption] | None = Non
             line.command = word
             line.rest = list(argv[index + 1 :])
             break
-        if options is None:
-            options = setting_options() if word not in _OWN else None
-        index = _take(argv, index, line, options or {}, strict=True)
-    return line
+        if options is None and word not in _OWN:
+            options = setting_options()
+        index = _take(argv, index, line, options or {})
 
 
 def take_settings(argv: Sequence[str], line: CommandLine) -> list[str]:
@@ -88,14 +90,14 @@ def take_settings(argv: Sequence[str], line: CommandLine) -> list[str]:
         if word == "--":
             remainder.extend(argv[index:])
             break
-        if not word.startswith("--") and word not in _OWN:
+        if not word.startswith("--"):
             remainder.append(word)
             index += 1
             continue
         options = setting_options() if options is None else options
         flag = word.partition("=")[0]
         if word == "--debug" or flag in options or _negated(flag, options):
-            index = _take(argv, index, line, options, strict=False)
+            index = _take(argv, index, line, options)
         else:
             remainder.append(word)
             index += 1
@@ -105,9 +107,7 @@ def take_settings(argv: Sequence[str], line: CommandLine) -> list[str]:
 _OWN = frozenset({"--debug", "-h", "--help", "--version", "-V"})
 
 
-def _take(
-    argv: Sequence[str], index: int, line: CommandLine, options: Mapping[str, SettingOption], *, strict: bool
-) -> int:
+def _take(argv: Sequence[str], index: int, line: CommandLine, options: Mapping[str, SettingOption]) -> int:
     word = argv[index]
     flag, equals, value = word.partition("=")
     if word == "--debug":

@@ -169,6 +169,17 @@ def terminate(pid: int, identity: str) -> bool:
     return True
 
 
+def kill(pid: int, identity: str) -> bool:
+    """End this very process at once (SIGKILL). False when it is gone or another process by now."""
+    if not is_alive(pid, identity):
+        return False
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except OSError:
+        return False
+    return True
+
+
 def wait_gone(pid: int, identity: str, timeout: float) -> bool:
     """True once the process has ended, False when it still runs after ``timeout`` seconds."""
     deadline = time.monotonic() + timeout

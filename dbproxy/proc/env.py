@@ -36,7 +36,8 @@ PROXY_VARIABLES = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "http
 BUNDLE_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 """Variables that replace a tool's list of roots; set only where unset, to our roots and the system's."""
 
-_MARKS = ("DBPROXY_ACTIVE", "DBPROXY_URL")
+MARKS = ("DBPROXY_ACTIVE", "DBPROXY_URL")
+"""What tells a child that it runs through us."""
 _WALL_OFFSET = 33_000
 _LARGE_WINDOW = 1_000_000
 
@@ -122,7 +123,7 @@ def without_ours(
     """
     env = dict(base)
     if not is_nested(base):
-        for name in _MARKS:
+        for name in MARKS:
             env.pop(name, None)
         return env
     ours = base.get("DBPROXY_URL", "")
@@ -139,7 +140,7 @@ def without_ours(
     for name in ("NODE_EXTRA_CA_CERTS", *BUNDLE_VARIABLES):
         if env.get(name, "").startswith(folders):
             env.pop(name)
-    for name in _MARKS:
+    for name in MARKS:
         env.pop(name, None)
     return env
 
@@ -248,7 +249,7 @@ def daemon_environment(base: Mapping[str, str], *, per_launch: Iterable[str], fr
     A frozen daemon is told to unpack for itself, since it outlives the launcher.
     """
     env = without_pyinstaller(base) if frozen else dict(base)
-    for name in (*per_launch, *_MARKS, *COMPACTION_VARIABLES):
+    for name in (*per_launch, *MARKS, *COMPACTION_VARIABLES):
         env.pop(name, None)
     if frozen:
         env["PYINSTALLER_RESET_ENVIRONMENT"] = "1"
