@@ -12,10 +12,11 @@ from time import perf_counter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from dbproxy.errors import PluginError
 from dbproxy.hooks.kinds import QUARANTINE_AFTER, SLOW_CALL, Kind
 from dbproxy.hooks.manager import PluginManager, describe
 from dbproxy.hooks.metrics import Sample
-from dbproxy.hooks.specs import HOOKS, Hook
+from dbproxy.hooks.specs import HOOKS, Hook, WrongAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -27,8 +28,11 @@ running_plugin: ContextVar[str] = ContextVar("running_plugin", default="")
 FAILURES = (Exception, SystemExit)
 
 
-class DeadlinePassed(Exception):
+class DeadlinePassed(PluginError):
     """An implementation did not return in time."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"no answer within {seconds:g} s")
 
 
 class PluginAccount:
@@ -223,4 +227,4 @@ def refuse_awaitable(answer: Awaitable[object]) -> NoReturn:
     close = getattr(answer, "close", None)
     if close is not None:
         close()
-    raise TypeError("returned an awaitable where a plain answer is needed")
+    raise WrongAnswer("returned an awaitable where a plain answer is needed")

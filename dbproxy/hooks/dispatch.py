@@ -121,19 +121,15 @@ class Dispatcher(Calls):
     async def _call(self, impl: Implementation, arguments: dict[str, object], given: object = None) -> Any:
         """One implementation's checked answer within its deadline; None if it has none or failed."""
         token = running_plugin.set(impl.account.name)
-        began = perf_counter()
+        began: float | None = perf_counter()
         try:
             answer = impl.function(*[arguments[name] for name in impl.argnames])
-            if answer is None:
-                self.took(impl, perf_counter() - began)
-                impl.consecutive = 0
-                return None
-            if inspect.isawaitable(answer):
-                answer = await self._in_time(answer, impl.hook.deadline)
-            else:
-                self.took(impl, perf_counter() - began)
             if answer is not None:
-                answer = impl.hook.check(answer, given)
+                if inspect.isawaitable(answer):
+                    began = None  # time spent waiting is not time spent blocking
+                    answer = await self._in_time(answer, impl.hook.deadline)
+                if answer is not None:
+                    answer = impl.hook.check(answer, given)
         except FAILURES as error:
             self.failed(impl, error)
             return None
@@ -147,6 +143,8 @@ class Dispatcher(Calls):
             return None
         finally:
             running_plugin.reset(token)
+            if began is not None:
+                self.took(impl, perf_counter() - began)
         impl.consecutive = 0
         return answer
 
@@ -157,7 +155,7 @@ class Dispatcher(Calls):
         with trio.move_on_after(deadline) as scope:
             answer = await awaitable
         if scope.cancelled_caught:
-            raise DeadlinePassed
+            raise DeadlinePassed(deadline)
         return answer
 
     # ---- tasks -------------------------------------------------------------------------------------------------

@@ -10,8 +10,10 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from dbproxy.errors import PluginError
 from dbproxy.hooks.calls import FAILURES, Calls, Implementation, running_plugin
 from dbproxy.hooks.kinds import QUARANTINE_AFTER, SLOW_CALL
+from dbproxy.hooks.specs import WrongAnswer
 from dbproxy.wire.sse import SseEvent, SseSplitter
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from dbproxy.exchange import Exchange, ResponseHead
 
 
-class BlocksLoop(Exception):
+class BlocksLoop(PluginError):
     """A synchronous filter or tap kept the event loop waiting again and again."""
 
 
@@ -152,7 +154,7 @@ class StreamFilters:
             self._calls.took(stage.impl, spent)
             stage.slow += 1
             if stage.slow >= QUARANTINE_AFTER and stage.live:
-                self._detach(stage, BlocksLoop())
+                self._detach(stage, BlocksLoop("it blocks the event loop"))
         return outputs
 
     def _ask_end(self, stage: _Stage) -> bytes:
@@ -179,5 +181,5 @@ def _joined(answer: Any) -> bytes:
     pieces = list(answer)
     for piece in pieces:
         if not isinstance(piece, bytes):  # joining would also take a bytearray, which its owner may change later
-            raise TypeError(f"a filter returned {type(piece).__name__}, not bytes")
+            raise WrongAnswer(f"returned {type(piece).__name__}, not bytes")
     return b"".join(pieces)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
 
 import pluggy
 
+from dbproxy.errors import PluginError
 from dbproxy.exchange import Exchange, Fields, LocalResponse, Outcome, RequestDraft, ResponseHead
 from dbproxy.hooks.kinds import RULES, Kind
 from dbproxy.hooks.metrics import Sample
@@ -100,14 +101,18 @@ class StreamTap(Protocol):
 
 
 # ---- answers -----------------------------------------------------------------------------------------------------
-# Each check returns the answer in the form that callers rely on or raises TypeError or ValueError. ``given`` is the
-# value that went in (transforms only). Messages name types, never contents: they reach the log.
+# Each check returns the answer in the form that callers rely on, or raises. ``given`` is the value that went in
+# (transforms only).
 
 Check: TypeAlias = Callable[[Any, Any], Any]
 
 
-def _wrong(answer: object, expected: str) -> TypeError:
-    return TypeError(f"returned {type(answer).__name__}, not {expected}")
+class WrongAnswer(PluginError):
+    """A plugin answered with something that the hook does not take. The text names types, never contents."""
+
+
+def _wrong(answer: object, expected: str) -> WrongAnswer:
+    return WrongAnswer(f"returned {type(answer).__name__}, not {expected}")
 
 
 def _nothing(answer: Any, given: Any) -> None:
@@ -162,17 +167,17 @@ def _fields(fields: Any) -> None:
         if not isinstance(line, bytes):
             raise _wrong(line, "bytes as field line")
         if b"\r" in line or b"\n" in line or b"\0" in line or b":" not in line:
-            raise ValueError("a field line holds a line break or NUL, or no colon")
+            raise WrongAnswer("a field line holds a line break or NUL, or no colon")
 
 
 def _status(status: Any) -> None:
     if not (isinstance(status, int) and 200 <= status <= 599):
-        raise ValueError("the status of an answer must be 200 to 599")
+        raise WrongAnswer("the status of an answer must be 200 to 599")
 
 
 def _one_line(reason: Any) -> None:
     if not isinstance(reason, bytes) or b"\r" in reason or b"\n" in reason:
-        raise ValueError("the reason must be bytes without a line break")
+        raise WrongAnswer("the reason must be bytes without a line break")
 
 
 def _local(answer: Any, given: Any) -> LocalResponse:
@@ -195,13 +200,13 @@ def _draft(answer: Any, given: RequestDraft) -> RequestDraft:
     if not (answer.body is None or isinstance(answer.body, bytes)):
         raise _wrong(answer.body, "bytes as body")
     if (answer.body is None) != (given.body is None):
-        raise ValueError("a streamed body cannot be replaced, and a whole one not removed (see wants_body)")
+        raise WrongAnswer("a streamed body cannot be replaced, and a whole one not removed (see wants_body)")
     head = answer.head
     for part in (head.method, head.target, head.version):
         if not isinstance(part, bytes):
             raise _wrong(part, "bytes in the request line")
         if not part or any(byte <= 0x20 or byte == 0x7F for byte in part):
-            raise ValueError("a part of the request line is empty or holds blanks or control characters")
+            raise WrongAnswer("a part of the request line is empty or holds blanks or control characters")
     _fields(head.fields)
     return answer
 
@@ -222,7 +227,7 @@ def _filter(answer: Any, given: Any) -> Any:
         raise _wrong(answer, "an object with feed() and end()")
     for method in (answer.feed, answer.end):
         if inspect.iscoroutinefunction(method):
-            raise TypeError("a filter's methods must be plain functions: they stand in the path of every byte")
+            raise WrongAnswer("a filter's methods must be plain functions: they stand in the path of every byte")
     return answer
 
 
@@ -239,7 +244,7 @@ def _environment(answer: Any, given: Any) -> dict[str, str]:
         if not (isinstance(key, str) and isinstance(value, str)):
             raise _wrong(value if isinstance(key, str) else key, "text in the environment")
         if not key or "=" in key or "\0" in key or "\0" in value:
-            raise ValueError("an environment name is empty or holds '=', or something holds NUL")
+            raise WrongAnswer("an environment name is empty or holds '=', or something holds NUL")
     return dict(answer)
 
 
@@ -269,12 +274,15 @@ def _hook(
 ) -> Callable[[_F], _F]:
     def declare(function: _F) -> _F:
         rule = RULES[kind]
+        waits = rule.awaitable if awaitable is None else awaitable
+        # A plain function cannot be stopped; only a tap's object may still have async methods.
+        limit = (rule.deadline if deadline is None else deadline) if waits or kind is Kind.TAP else None
         signature = inspect.signature(function)
         HOOKS[function.__name__] = Hook(
             name=function.__name__,
             kind=kind,
-            deadline=rule.deadline if deadline is None else deadline,
-            awaitable=rule.awaitable if awaitable is None else awaitable,
+            deadline=limit,
+            awaitable=waits,
             arguments=tuple(signature.parameters),
             value=value,
             check=check,

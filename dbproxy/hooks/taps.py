@@ -36,6 +36,9 @@ KIB, MIB = 1024, 1024 * 1024
 #: What a tap may see of one coded answer, decoded (bytes): a bound against bombs.
 DECODED_LIMIT = 256 * MIB
 
+#: So many bytes are decoded and split at once.
+PIECE = 64 * KIB
+
 #: So many events are shown to one tap before the clock is read and the next tap gets its turn.
 BATCH = 16
 
@@ -113,6 +116,8 @@ class TapFeed:
 
     def data(self, chunk: bytes) -> None:
         """Body bytes exactly as the client got them. ``chunk`` must not change afterwards."""
+        if not chunk:
+            return
         size = self._size + len(chunk)
         if self._overflowed or size > self._hub.feed_limit:
             self._overflowed = True
@@ -138,6 +143,20 @@ class TapFeed:
         elif not self._queued:
             self._queued = True
             self._hub._announce(self)
+
+    def _take(self) -> bytes:
+        """The oldest bytes, some 64 KiB at once: decoding and splitting cost by the call."""
+        chunks = self._chunks
+        first = chunks.popleft()
+        if len(first) > PIECE:
+            chunks.extendleft(first[at : at + PIECE] for at in range((len(first) - 1) // PIECE * PIECE, 0, -PIECE))
+            first = first[:PIECE]
+        size, pieces = len(first), [first]
+        while chunks and size + len(chunks[0]) <= PIECE:
+            size += len(chunks[0])
+            pieces.append(chunks.popleft())
+        self._size -= size
+        return first if len(pieces) == 1 else b"".join(pieces)
 
     def _finish(self) -> None:
         if self.finished:
@@ -264,12 +283,11 @@ class TapHub:
             self._slice_began = perf_counter()
 
     async def _serve(self, feed: TapFeed) -> None:
-        for _ in range(len(feed._chunks)):
-            chunk = feed._chunks.popleft()
-            feed._size -= len(chunk)
-            for start in range(0, len(chunk), 64 * KIB):
-                data = self._decode(feed, chunk[start : start + 64 * KIB] if len(chunk) > 64 * KIB else chunk)
-                await self._show(feed, data)
+        budget = feed._size  # what arrives meanwhile waits for the next round, so that each feed gets its turn
+        while feed._chunks and budget > 0:
+            piece = feed._take()
+            budget -= len(piece)
+            await self._show(feed, self._decode(feed, piece))
         if feed.outcome is not None and not feed._chunks and not feed.finished:
             if not feed._overflowed:
                 await self._show(feed, self._decode(feed, None))
@@ -328,7 +346,7 @@ class TapHub:
             self._calls.took(tap.impl, spent)
             tap.slow += 1
             if tap.slow >= QUARANTINE_AFTER and tap.live:
-                self._detach(tap, BlocksLoop())
+                self._detach(tap, BlocksLoop("it blocks the event loop"))
 
     def _report_loss(self, feed: TapFeed) -> None:
         self.overflowed += feed._overflowed
@@ -396,7 +414,7 @@ class TapHub:
                 if inspect.isawaitable(answer):
                     await answer
             if scope.cancelled_caught:
-                raise DeadlinePassed
+                raise DeadlinePassed(self._async_deadline)
         except FAILURES as error:
             self._detach(tap, error)
         except BaseExceptionGroup as group:
