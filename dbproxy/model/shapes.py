@@ -1,0 +1,64 @@
+"""Reading JSON whose shape nobody guarantees: each helper gives the value if it has the expected type, else a default.
+
+Owns the one place where "an int where a string was promised" is decided. Never imports anything of dbproxy.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+import msgspec
+
+_DECODE: Final = msgspec.json.Decoder().decode
+# Bad syntax, bad UTF-8, nesting beyond the interpreter's depth.
+UNREADABLE: Final = (msgspec.MsgspecError, ValueError, RecursionError)
+
+
+def parse(data: bytes | msgspec.Raw) -> Any:
+    """The JSON value in ``data``, None if it holds none.
+
+    Escaped halves of a surrogate pair are accepted (a gateway that cuts text by UTF-16 units sends them in two
+    events); ``mend`` joins them afterwards.
+    """
+    try:
+        return _DECODE(data)
+    except UNREADABLE:
+        pass
+    try:
+        return json.loads(bytes(data), parse_constant=_refuse)
+    except UNREADABLE:
+        return None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def mend(text: str) -> str:
+    """Text that any encoder takes: surrogate pairs joined, lone halves replaced by U+FFFD."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def mapping(value: object) -> dict[str, Any]:
+    """``value`` if it is a JSON object, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def sequence(value: object) -> list[Any]:
+    """``value`` if it is a JSON array, else an empty one."""
+    return value if isinstance(value, list) else []
+
+
+def text(value: object, default: str = "") -> str:
+    """``value`` if it is a string, else ``default``."""
+    return value if isinstance(value, str) else default
+
+
+def count(value: object) -> int:
+    """``value`` if it is a whole number above zero, else 0; ``true`` is no number."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
