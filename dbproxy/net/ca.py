@@ -53,6 +53,7 @@ OWN_NAMES: Final = ("localhost", "127.0.0.1", "::1")
 _ROOT_NUMBER: Final = re.compile(r"root-(\d{4,9})\.pem")
 _PLAIN_NAME: Final = re.compile(r"[a-z0-9_.-]{1,100}")
 _CACHED_LEAVES: Final = 256
+_MAX_NOTICES: Final = 1000
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -85,6 +86,7 @@ class Authority:
         self._own: tuple[_Leaf, ssl.SSLContext] | None = None
         self._broken: list[Path] = []
         self._notices: list[str] = []
+        self._said: set[str] = set()
         self._system_roots = b""
         self._lock = threading.RLock()
 
@@ -133,9 +135,9 @@ class Authority:
         """
         try:
             name = normalise_host(name)
-        except ValueError:
+            chosen = self._root(root)
+        except (ValueError, CertificateError):
             return False
-        chosen = self._root(root)
         return chosen.covers(name) and chosen.valid(self._clock())
 
     def refresh(self) -> bool:
@@ -188,16 +190,14 @@ class Authority:
             newest = max((root.not_before + BACKDATED for root in self._roots.values()), default=now)
             if now - newest < grace:
                 return ()
-            dropped = []
-            for root in self.roots:
-                if root is not self._current and root.fingerprint not in in_use and self._delete(root):
-                    dropped.append(root)
+            spare = [root for root in self.roots if root is not self._current and root.fingerprint not in in_use]
+            dropped = tuple(root for root in spare if self._delete(root))
             for aside in self.folder.glob("root-*.pem.broken"):
                 with suppress(OSError):
                     aside.unlink()
             if dropped:
                 self._write_bundles()
-            return tuple(dropped)
+            return dropped
 
     # Leaves
 
@@ -271,7 +271,9 @@ class Authority:
     # Inside
 
     def _notice(self, text: str) -> None:
-        if text not in self._notices and len(self._notices) < 100:
+        """Once for each text: ``refresh`` meets the same broken file every time."""
+        if text not in self._said and len(self._said) < _MAX_NOTICES:
+            self._said.add(text)
             self._notices.append(text)
 
     def _root(self, fingerprint: str | None) -> Root:
@@ -442,7 +444,7 @@ class Authority:
         try:
             make_private(path.parent)
             write_private(path, data)
-        except ConfigError as error:
+        except (OSError, ConfigError) as error:
             self._notice(f"certificates are made anew at each start: {error}")
 
     def _write_bundles(self) -> None:

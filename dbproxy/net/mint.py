@@ -21,7 +21,7 @@ import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 
 from dbproxy.errors import CertificateError
 
@@ -39,7 +39,7 @@ _MAX_COMMON_NAME: Final = 64  # RFC 5280 appendix A, ub-common-name
 
 @dataclass(frozen=True, slots=True)
 class Minted:
-    """A certificate and its private key, both PEM; the key is unencrypted PKCS #8."""
+    """A certificate and its private key, both PEM; the key is not encrypted."""
 
     certificate: bytes
     key: bytes
@@ -68,44 +68,45 @@ def root(names: Sequence[str], *, not_before: float, not_after: float) -> Minted
 def leaf(root_certificate: bytes, root_key: bytes, name: str, *, not_before: float, not_after: float) -> Minted:
     """A certificate for ``name`` signed by the root.
 
-    trustme issues it. What trustme cannot be told is then corrected by signing its certificate again: it always adds
-    client authentication and code signing to the purposes, and key encipherment to the uses of an EC key.
-    Raises CertificateError for a name that no certificate can carry.
+    trustme issues it. What trustme cannot be told is then corrected by signing its certificate again with other
+    extensions: it always adds client authentication and code signing to the purposes, key encipherment to the uses
+    of an EC key, and refuses names with an underscore. Raises CertificateError for a name or root of no use.
     """
     try:
         issued = trustme.CA.from_pem(root_certificate, root_key).issue_cert(
-            name,
+            name.replace("_", "-"),
             organization_name=_ORGANISATION,
             not_before=_moment(not_before),
             not_after=_moment(not_after),
             key_type=trustme.KeyType.ECDSA,
         )
         draft = x509.load_pem_x509_certificate(issued.cert_chain_pems[0].bytes())
-        authority = x509.load_pem_x509_certificate(root_certificate)
         signer = serialization.load_pem_private_key(root_key, password=None)
-        key = serialization.load_pem_private_key(issued.private_key_pem.bytes(), password=None)
     except (ValueError, TypeError) as error:
         raise CertificateError(
             f"no certificate can be made for {name!r}: {error}", hint="Check DBPROXY_INTERCEPT and the files in ca/"
         ) from error
-    if not isinstance(signer, ec.EllipticCurvePrivateKey) or not isinstance(key, ec.EllipticCurvePrivateKey):
+    if not isinstance(signer, ec.EllipticCurvePrivateKey):
         raise CertificateError("the interception root has no EC key", hint="Run: dbproxy certs rotate")
-    alternatives = draft.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    identifier = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    subject = _subject(name if len(name) <= _MAX_COMMON_NAME else "dbproxy leaf")
-    certificate = (
-        _builder(subject, authority.subject, key.public_key(), not_before, not_after)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(sign_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(alternatives, critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier),
-            critical=False,
-        )
-        .sign(signer, hashes.SHA256())
+    ours: dict[x509.ObjectIdentifier, tuple[x509.ExtensionType, bool]] = {
+        ExtensionOID.KEY_USAGE: (_usage(sign_certificates=False), True),
+        ExtensionOID.EXTENDED_KEY_USAGE: (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False),
+        ExtensionOID.SUBJECT_ALTERNATIVE_NAME: (x509.SubjectAlternativeName([_general_name(name)]), False),
+    }
+    builder = x509.CertificateBuilder(
+        issuer_name=draft.issuer,
+        subject_name=_subject(name if len(name) <= _MAX_COMMON_NAME else "dbproxy leaf"),
+        public_key=draft.public_key(),
+        serial_number=draft.serial_number,
+        not_valid_before=draft.not_valid_before_utc,
+        not_valid_after=draft.not_valid_after_utc,
     )
-    return _minted(certificate, key)
+    for extension in draft.extensions:
+        value, critical = ours.get(extension.oid, (extension.value, extension.critical))
+        builder = builder.add_extension(value, critical)
+    return Minted(
+        builder.sign(signer, hashes.SHA256()).public_bytes(serialization.Encoding.PEM), issued.private_key_pem.bytes()
+    )
 
 
 def own(names: Sequence[str], *, not_before: float, not_after: float) -> Minted:

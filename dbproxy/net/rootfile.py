@@ -54,7 +54,7 @@ class Root:
         """Whether clients that trust this root take a leaf for ``name`` (normalised) under it."""
         if name in self.names:
             return True
-        return not is_address(name) and any(name.endswith("." + permitted) for permitted in self.names)
+        return any(name.endswith("." + permitted) for permitted in self.names if not is_address(permitted))
 
     def valid(self, now: float) -> bool:
         """Whether a client that checks at ``now`` takes it."""
@@ -158,6 +158,8 @@ def read_root(path: Path, notice: Callable[[str], None] | None) -> Root:
     except ssl.SSLError as error:
         mismatch = "MISMATCH" in (error.reason or "")
         raise Broken("key and certificate do not belong together" if mismatch else str(error)) from error
+    except OSError as error:
+        raise CertificateError(f"the interception root {path} cannot be checked: {error}") from error
     except ValueError as error:
         raise Broken("there is not exactly one root certificate in it") from error
     match = _ROOT_FILE.fullmatch(path.name)
