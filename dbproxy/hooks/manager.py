@@ -111,14 +111,15 @@ class PluginManager:
         found = importlib.metadata.distributions() if path is None else importlib.metadata.distributions(path=path)
         for distribution in found:
             try:
-                # A folder with half-removed metadata has no name; the first of two copies on the path is the real one.
-                name = distribution.metadata["Name"]
-                key = (name or "").lower().replace("_", "-").replace(".", "-")
-                if not key or key in seen:
+                # Most distributions are none of ours: their one small file is read, and not their metadata.
+                if f"[{specs.PROJECT}" not in (distribution.read_text("entry_points.txt") or ""):
+                    continue
+                entries = [entry for entry in distribution.entry_points if entry.group == specs.PROJECT]
+                name, version = distribution.metadata["Name"], distribution.version
+                key = name.lower().replace("_", "-").replace(".", "-")
+                if key in seen:  # the first of two copies on the path is the one that Python would import
                     continue
                 seen.add(key)
-                entries = [entry for entry in distribution.entry_points if entry.group == specs.PROJECT]
-                version = distribution.version if entries else ""
             except Exception as error:
                 self._fail(PluginRow(_folder_name(distribution), "", source, FAILED, describe(error)), error)
                 continue

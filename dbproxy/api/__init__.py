@@ -1,0 +1,81 @@
+"""Everything that a plugin may import of dbproxy; what is not here may change without notice.
+
+Re-exports only, and no event loop: importing it costs the launcher little. Adding a name raises the minor number of
+`API_VERSION`, removing or changing one the major number. Invariant: ``__all__`` is the whole surface, pinned by a test.
+"""
+
+from __future__ import annotations
+
+from dbproxy.errors import (
+    ConfigError,
+    DbproxyError,
+    PeerError,
+    PluginError,
+    ProtocolViolation,
+    Refused,
+    UpstreamError,
+)
+from dbproxy.exchange import (
+    Exchange,
+    Fields,
+    LocalResponse,
+    Outcome,
+    RequestDraft,
+    RequestHead,
+    ResponseHead,
+    SendBytes,
+    Timings,
+    Via,
+)
+from dbproxy.hooks.metrics import Sample
+from dbproxy.hooks.specs import (
+    API_VERSION,
+    App,
+    ConnectionFacts,
+    Emit,
+    Service,
+    StreamFilter,
+    StreamTap,
+    TunnelDecision,
+    hookimpl,
+)
+from dbproxy.model.accumulate import Accumulator
+from dbproxy.model.usage import Usage
+from dbproxy.wire.coding import decode_body
+from dbproxy.wire.sse import SseEvent
+from dbproxy.wire.sse import encode as encode_event
+
+__all__ = [
+    "API_VERSION",
+    "Accumulator",
+    "App",
+    "ConfigError",
+    "ConnectionFacts",
+    "DbproxyError",
+    "Emit",
+    "Exchange",
+    "Fields",
+    "LocalResponse",
+    "Outcome",
+    "PeerError",
+    "PluginError",
+    "ProtocolViolation",
+    "Refused",
+    "RequestDraft",
+    "RequestHead",
+    "ResponseHead",
+    "Sample",
+    "SendBytes",
+    "Service",
+    "SseEvent",
+    "StreamFilter",
+    "StreamTap",
+    "Timings",
+    "TunnelDecision",
+    "UpstreamError",
+    "Usage",
+    "Via",
+    "decode_body",
+    "encode_event",
+    "hookimpl",
+]
