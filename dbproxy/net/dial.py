@@ -24,6 +24,7 @@ import trio
 from dbproxy.errors import Refused, UpstreamError
 from dbproxy.net.address import Address, is_own_listener, is_private, parse_ip
 from dbproxy.net.parent import ParentConfig, ParentUnusable, is_localhost, open_tunnel
+from dbproxy.wire.target import normalise_host
 
 if TYPE_CHECKING:
     import ssl
@@ -152,8 +153,8 @@ class Dialer:
             ) from None
 
     async def _resolve(self, host: str, port: int) -> list[Endpoint]:
-        name = host[1:-1] if host.startswith("[") else host
         try:
+            name = normalise_host(host)
             if parse_ip(name) is not None:
                 found: Sequence[Endpoint] = _endpoints(
                     socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
@@ -163,7 +164,7 @@ class Dialer:
             else:
                 found = await self._resolver(name, port)
         except (OSError, UnicodeError, ValueError) as failure:
-            reason = (failure.strerror if isinstance(failure, OSError) else None) or "not a host name"
+            reason = failure.strerror if isinstance(failure, OSError) else "it is not a host name"
             raise UpstreamError(
                 "dns",
                 f"the name {host!r} could not be resolved: {reason}",
