@@ -276,8 +276,8 @@ class Body:
     """Walks the bytes of one body as they pass and finds its end.
 
     ``feed`` returns how many bytes of ``data`` belong to the body's wire form (chunk framing and trailers included).
-    With ``keep`` the payload without framing is collected for the caller to ``take``. ``count`` is the number of payload
-    bytes so far. A CLOSE body is never done by itself: the end of the connection ends it.
+    With ``keep`` the payload without framing is collected for the caller to ``take``. ``count`` says how many payload
+    bytes came so far. A CLOSE body is never done by itself: the end of the connection ends it.
     """
 
     __slots__ = ("_left", "_line", "_state", "_trailer_bytes", "count", "done", "keep", "kind", "payload", "trailers")

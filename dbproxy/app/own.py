@@ -1,0 +1,154 @@
+"""Our own HTTP endpoints: health, metrics, status, reset.
+
+Owns what they answer and who may ask. Must never touch upstreams. Invariants: ``/health`` and ``/metrics`` hold no
+content and no secret; everything that reads content or changes state needs the control token.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING
+
+from dbproxy import __version__
+from dbproxy.app import guard, respond
+from dbproxy.app.counters import samples
+from dbproxy.hooks.metrics import CONTENT_TYPE, Sample, render
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection
+
+    from dbproxy.app.pipeline import Pipeline
+    from dbproxy.app.proxy import Proxy
+    from dbproxy.exchange import LocalResponse, RequestHead
+
+#: A request body of ours is never larger (bytes).
+BODY_LIMIT = 65536
+
+
+class OwnEndpoints:
+    """The endpoints on the proxy's own port."""
+
+    def __init__(self, proxy: Proxy, pipeline: Pipeline) -> None:
+        self._proxy = proxy
+        self._pipeline = pipeline
+        # path -> (methods, needs the token, answer)
+        self._routes: dict[str, tuple[frozenset[bytes], bool, Callable[[bytes], Awaitable[LocalResponse]]]] = {
+            "/health": (frozenset({b"GET", b"HEAD"}), False, self._health),
+            "/metrics": (frozenset({b"GET", b"HEAD"}), False, self._metrics),
+            "/api/status": (frozenset({b"GET", b"HEAD"}), True, self._status),
+            "/v1/_reset": (frozenset({b"POST"}), True, self._reset),
+        }
+
+    def owns(self, path: str) -> bool:
+        """Whether a path outside a tunnel is ours; every other one is forwarded."""
+        return path in self._routes or path == "/dashboard" or path.startswith("/dashboard/")
+
+    async def answer(
+        self, head: RequestHead, path: str, body: bytes, *, names: Collection[str], loopback: bool
+    ) -> LocalResponse:
+        """The answer to a request for one of our paths; ``names`` are further names of this machine."""
+        if not guard.host_is_ours(head.fields, names):
+            return respond.error_response(
+                421, "this address answers only under its own name; use http://127.0.0.1 and the port"
+            )
+        route = self._routes.get(path)
+        if route is None:
+            return respond.error_response(404, "there is no web page in this version; see /health and /metrics")
+        methods, needs_token, handler = route
+        if head.method not in methods:
+            allowed = b", ".join(sorted(methods))
+            return respond.error_response(405, f"use {allowed.decode()}", extra=[(b"allow", allowed)])
+        if needs_token and not guard.has_token(head.fields, self._proxy.token):
+            return respond.error_response(
+                401,
+                "this needs the control token: send Authorization: Bearer with the content of run/control-token",
+                extra=[(b"www-authenticate", b"Bearer")],
+            )
+        return await handler(body)
+
+    async def _health(self, body: bytes) -> LocalResponse:
+        proxy = self._proxy
+        problems = {}
+        if proxy.journal.degraded:
+            problems["journal"] = proxy.journal.degraded
+        facts: dict[str, object] = {
+            "status": "degraded" if problems else "ok",
+            "conversations": len(proxy.sessions),
+            "passthrough": proxy.settings.passthrough,
+            "version": __version__,
+            "uptime_s": round(time.time() - proxy.started, 1),
+            "instance": proxy.instance,
+            "draining": proxy.draining,
+            "plugins": await self._plugins(),
+        }
+        if problems:
+            facts["problems"] = problems
+        return respond.json_response(200, facts)
+
+    async def _plugins(self) -> dict[str, dict[str, object]]:
+        dispatch = self._proxy.dispatch
+        facts: dict[str, dict[str, object]] = {
+            row.name: {"state": row.state, "version": row.version, **({"error": row.error} if row.error else {})}
+            for row in dispatch.manager.rows()
+        }
+        for name, report in dispatch.report().items():
+            facts.setdefault(name, {}).update(report)
+        for name, own in await dispatch.collect("health"):
+            facts.setdefault(name, {})["health"] = own
+        return facts
+
+    async def _metrics(self, body: bytes) -> LocalResponse:
+        proxy = self._proxy
+        gauges = [
+            ("uptime_seconds", "Seconds since start.", time.time() - proxy.started),
+            ("sessions", "Client sessions seen within their time to live.", len(proxy.sessions)),
+            ("pool_idle_connections", "Idle upstream connections.", proxy.egresses.idle_connections()),
+            ("journal_dropped", "Log events lost.", proxy.journal.dropped),
+        ]
+        found = samples(proxy.counters)
+        found += [Sample(f"dbproxy_{name}", value, kind="gauge", help=text) for name, text, value in gauges]
+        found += proxy.dispatch.samples()
+        for _, given in await proxy.dispatch.collect("metrics"):
+            found += given
+        return respond.text_response(200, render(found), CONTENT_TYPE.encode())
+
+    async def _status(self, body: bytes) -> LocalResponse:
+        proxy = self._proxy
+        flights = self._pipeline.flights.values()
+        return respond.json_response(
+            200,
+            {
+                "version": __version__,
+                "listen": [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in proxy.listening],
+                "intercept": sorted(proxy.intercepted),
+                "upstream_url": proxy.settings.upstream_url,
+                "sessions": [
+                    {"id": s.id, "scope": s.scope, "requests": s.requests, "last_seen": s.last_seen}
+                    for s in proxy.sessions.all()
+                ],
+                "exchanges": [
+                    {"id": f.exchange.id, "host": f.exchange.host, "path": f.exchange.path, "scope": f.exchange.scope}
+                    for f in flights
+                ],
+                "rejections": proxy.rejections.snapshot(),
+                "roots": [root.fingerprint for root in proxy.authority.roots],
+                "plugins": await self._plugins(),
+                "log": {"file": str(proxy.paths.log_file), "dropped": proxy.journal.dropped},
+            },
+        )
+
+    async def _reset(self, body: bytes) -> LocalResponse:
+        try:
+            wanted = json.loads(body or b"{}")
+            prefix = wanted.get("conv_id")
+            if prefix is not None and not (isinstance(prefix, str) and prefix):
+                raise ValueError
+        except (ValueError, AttributeError):
+            return respond.error_response(400, 'send {} to reset all, or {"conv_id": "prefix"}')
+        gone = self._proxy.sessions.reset(prefix)
+        if prefix is None:
+            return respond.json_response(200, {"status": "reset_all", "count": len(gone)})
+        if not gone:
+            return respond.error_response(404, f"no conversation begins with {prefix[:64]!r}")
+        return respond.json_response(200, {"status": "reset", "conv_id": gone[0]})

@@ -1,0 +1,146 @@
+"""What all parts of a running proxy share: settings, services, and where requests go.
+
+Owns no task and no socket; ``run.py`` builds it, the server and the pipeline use it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from dbproxy.app.counters import Counters
+from dbproxy.exchange import Exchange, Fields, RequestHead, Via
+from dbproxy.net.address import is_own_listener
+from dbproxy.net.dial import is_local
+from dbproxy.net.tls import RejectionTracker
+from dbproxy.net.upstream import Origin
+from dbproxy.wire.target import normalise_host
+
+if TYPE_CHECKING:
+    import trio
+
+    from dbproxy.app.egress import Egress, Egresses
+    from dbproxy.app.journal import Journal
+    from dbproxy.app.sessions import Sessions
+    from dbproxy.config import Settings
+    from dbproxy.hooks.dispatch import Dispatcher
+    from dbproxy.hooks.taps import TapHub
+    from dbproxy.net.ca import Authority
+    from dbproxy.net.watch import HangupWatch
+    from dbproxy.paths import Paths
+    from dbproxy.scope import Scope, Scopes
+
+#: The host whose requests go to ``upstream_url``; every other intercepted host goes to itself.
+MODEL_HOST = "api.anthropic.com"
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """``upstream_url`` in parts; ``prefix`` is its path without a trailing slash, ``authority`` what Host says."""
+
+    scheme: str
+    host: str
+    port: int
+    prefix: bytes
+    authority: bytes
+
+    @classmethod
+    def parse(cls, url: str) -> Upstream:
+        """From a URL that the settings checked."""
+        parts = urlsplit(url)
+        default = 443 if parts.scheme == "https" else 80
+        port = parts.port or default
+        host = normalise_host(parts.hostname or "")
+        shown = f"[{host}]" if ":" in host else host
+        authority = shown if port == default else f"{shown}:{port}"
+        return cls(parts.scheme, host, port, parts.path.rstrip("/").encode(), authority.encode())
+
+
+@dataclass(slots=True, eq=False)
+class Proxy:
+    """The shared state of one worker."""
+
+    settings: Settings
+    paths: Paths
+    journal: Journal
+    dispatch: Dispatcher
+    taps: TapHub
+    authority: Authority
+    egresses: Egresses
+    watch: HangupWatch
+    scopes: Scopes
+    sessions: Sessions
+    handshakes: trio.CapacityLimiter
+    token: str
+    instance: str = ""
+    counters: Counters = field(default_factory=Counters)
+    rejections: RejectionTracker = field(default_factory=RejectionTracker)
+    listening: list[tuple[str, int]] = field(default_factory=list)
+    started: float = field(default_factory=time.time)
+    draining: bool = False
+    intercepted: frozenset[str] = frozenset()
+    upstream: Upstream = field(init=False)
+    _launches: dict[str, tuple[Scope, Settings]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.intercepted = frozenset(normalise_host(name) for name in self.settings.intercept)
+        self.upstream = Upstream.parse(self.settings.upstream_url)
+
+    def settings_for(self, scope: Scope | None) -> Settings:
+        """The settings of a launch; the user's own for traffic without a scope."""
+        if scope is None:
+            return self.settings
+        known = self._launches.get(scope.id)
+        if known is not None and known[0] is scope:
+            return known[1]
+        try:
+            settings = self.settings.with_launch_values(scope.settings)
+        except ValueError as error:
+            self.journal.emit("scope_invalid", level="warning", scope=scope.id, message=str(error))
+            settings = self.settings
+        if len(self._launches) > 256:
+            self._launches.clear()
+        self._launches[scope.id] = (scope, settings)
+        return settings
+
+    def passthrough_for(self, scope: Scope | None) -> bool:
+        """Whether no policy may act on this traffic."""
+        return self.settings.passthrough if scope is None else self.settings_for(scope).passthrough
+
+    def egress_for(self, scope: Scope | None) -> Egress:
+        """The way out of this traffic. Raises ConfigError for a broken upstream_ca of the launch."""
+        if scope is None:
+            return self.egresses.default()
+        return self.egresses.of_scope(scope, self.settings_for(scope))
+
+    def is_own(self, host: str, port: int) -> bool:
+        """Whether a connection to ``host``:``port`` would arrive here."""
+        return (
+            is_own_listener(host, port, self.listening, is_local) if self._numeric(host) else self._by_name(host, port)
+        )
+
+    @staticmethod
+    def _numeric(host: str) -> bool:
+        return ":" in host or host.replace(".", "").isdigit()
+
+    def _by_name(self, host: str, port: int) -> bool:
+        return host == "localhost" and is_own_listener("127.0.0.1", port, self.listening, is_local)
+
+    def destination(self, exchange: Exchange, fields: Fields) -> tuple[Origin, RequestHead]:
+        """Where a request goes, and its head as it goes out.
+
+        The head changes only where it must: another server than the one that the client named gets its own name as
+        Host, and the path prefix of ``upstream_url`` stands in front.
+        """
+        request = exchange.request
+        if exchange.via is not Via.BASE_URL and exchange.host != MODEL_HOST:
+            origin = Origin(exchange.scheme, exchange.host, exchange.port, private_ok=exchange.loopback)
+            return origin, replace(request, fields=fields)
+        upstream = self.upstream
+        origin = Origin(upstream.scheme, upstream.host, upstream.port)
+        target = upstream.prefix + request.target if request.target.startswith(b"/") else request.target
+        if exchange.via is Via.BASE_URL or exchange.host != upstream.host:
+            fields = fields.replaced(b"Host", upstream.authority)
+        return origin, replace(request, target=target, fields=fields)

@@ -1,0 +1,370 @@
+"""Composition: builds a proxy from its configuration, runs it, and lets it go gracefully.
+
+Owns start and stop order, signals and the periodic chores. Invariants: the listening sockets exist before anything slow
+happens; what is said in ``run/daemon.json`` is true; running requests finish when we are told to stop, up to
+``drain_timeout``.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import trio
+
+from dbproxy import __version__
+from dbproxy.app.egress import Egresses
+from dbproxy.app.journal import Journal
+from dbproxy.app.pipeline import Pipeline
+from dbproxy.app.proxy import Proxy
+from dbproxy.app.server import Server
+from dbproxy.app.sessions import Sessions
+from dbproxy.config import core_table
+from dbproxy.errors import CertificateError, DbproxyError, LaunchError
+from dbproxy.hooks.dispatch import Dispatcher
+from dbproxy.hooks.manager import PluginManager
+from dbproxy.hooks.specs import App, Emit
+from dbproxy.hooks.taps import TapHub
+from dbproxy.net import trust
+from dbproxy.net.ca import Authority
+from dbproxy.net.watch import HangupWatch
+from dbproxy.paths import Paths, write_private
+from dbproxy.scope import Scopes
+from dbproxy.state import DaemonState, is_alive
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from dbproxy.config import Config, HostPort, Settings
+
+_BACKLOG = 1024
+_FILES = 65536  # open files that we ask for; macOS starts a process with 256
+_LAST_WORDS = 5.0  # seconds for taps, observers and the log when everything else has ended
+
+
+def bind(addresses: tuple[HostPort, ...]) -> list[socket.socket]:
+    """Listening sockets for ``addresses``. Raises LaunchError naming the one that is taken."""
+    sockets: list[socket.socket] = []
+    try:
+        for address in addresses:
+            host, port = address.host, address.port
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            try:
+                if family == socket.AF_INET and host:
+                    host = socket.gethostbyname(host)
+                sock = socket.socket(family, socket.SOCK_STREAM)
+            except OSError as error:
+                raise LaunchError(f"cannot listen on {host}: {error.strerror}") from None
+            sockets.append(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                sock.bind((host, port))
+                sock.listen(_BACKLOG)
+            except OSError as error:
+                raise LaunchError(
+                    f"cannot listen on {host}:{port}: {error.strerror}",
+                    hint="Another program may use that port; choose one with --listen HOST:PORT or DBPROXY_PROXY_PORT",
+                ) from None
+            sock.setblocking(False)
+    except BaseException:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets
+
+
+def raise_file_limit() -> None:
+    """Ask for as many open files as we may have, within reason."""
+    try:
+        import resource
+    except ImportError:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (OSError, ValueError):
+        pass
+
+
+def control_token(settings: Settings, paths: Paths) -> str:
+    """The token for whatever reads content or changes state; a random one is kept in ``run/control-token``."""
+    token = settings.control_token
+    if token is None:
+        try:
+            token = paths.control_token.read_text().strip()
+        except OSError:
+            token = ""
+        token = token or secrets.token_urlsafe(24)
+    write_private(paths.control_token, token + "\n")
+    return token
+
+
+def _process_settings(settings: Settings) -> dict[str, str]:
+    """The process-wide settings as text, for launchers to compare with their own."""
+    found = {}
+    for spec in core_table().specs:
+        if spec.scope == "process" and not spec.secret:
+            value = getattr(settings, spec.name)
+            found[spec.name] = "" if value is None else str(spec.kind.encode(value))
+    return found
+
+
+class Running:
+    """A proxy that serves. After ``stop`` leaving the block lets running requests finish; otherwise it ends them."""
+
+    def __init__(self, proxy: Proxy, server: Server) -> None:
+        self.proxy = proxy
+        self.server = server
+        self.stopping = False
+
+    @property
+    def port(self) -> int:
+        """The port of the first listener."""
+        return self.proxy.listening[0][1]
+
+    def stop(self) -> None:
+        """Let running requests finish when the block is left."""
+        self.stopping = True
+
+
+def _emitter(journal: Journal) -> Emit:
+    def emit(event: str, *, level: str = "info", **fields: object) -> None:
+        journal.emit(event, level=level, **fields)
+
+    return emit
+
+
+def _manager(settings: Settings, paths: Paths, plugins: tuple[tuple[str, object], ...]) -> PluginManager:
+    manager = PluginManager(disabled=settings.plugins_disabled)
+    manager.discover(paths.plugins if paths.plugins.is_dir() else None)
+    for name, plugin in plugins:
+        manager.register(plugin, name)
+    return manager
+
+
+@asynccontextmanager
+async def open_proxy(
+    config: Config, *, sockets: list[socket.socket] | None = None, plugins: tuple[tuple[str, object], ...] = ()
+) -> AsyncIterator[Running]:
+    """Run a proxy in the calling task's event loop for as long as the block lasts.
+
+    ``sockets`` are listening sockets made by ``bind``; ``plugins`` are (name, object) pairs to register beside the
+    installed ones. Leaving the block ends everything at once, after ``stop`` gracefully. Raises
+    DbproxyError when something that it cannot do without is missing.
+    """
+    settings = config.settings
+    paths = Paths(settings.data_dir)
+    paths.create()
+    sockets = bind(settings.listen) if sockets is None else sockets
+    journal = Journal(paths.log_file, settings.log_level, days=settings.log_days)
+    try:
+        manager = _manager(settings, paths, plugins)
+        authority = Authority.open(paths.ca, settings.intercept)
+        authority.write_child_bundle(trust.system_bundle())
+        await trio.to_thread.run_sync(authority.prepare)
+
+        def failed(plugin: str, hook: str, error: str, quarantined: bool) -> None:
+            journal.emit(
+                "plugin_failed", level="error", plugin=plugin, hook=hook, message=error, quarantined=quarantined
+            )
+
+        dispatch = Dispatcher(manager, on_failure=failed)
+        app = App(__version__, paths.data_dir, _emitter(journal))
+        await dispatch.startup(app)
+        async with trio.open_nursery() as background, trio.open_nursery() as connections:
+            proxy = _assemble(settings, paths, journal, dispatch, authority, background)
+            proxy.listening[:] = [sock.getsockname()[:2] for sock in sockets]
+            pipeline = Pipeline(proxy)
+            server = Server(proxy, pipeline, connections)
+            running = Running(proxy, server)
+            background.start_soon(proxy.watch.run)
+            await background.start(proxy.taps.run)
+            await background.start(dispatch.run_services, app)
+            background.start_soon(_chores, proxy, pipeline)
+            background.start_soon(_report_notices, proxy)
+            async with trio.open_nursery() as accepting:
+                for sock in sockets:
+                    accepting.start_soon(server.accept, sock)
+                state = _write_state(proxy)
+                journal.emit("server_listening", listen=list(state.listen), pid=os.getpid(), version=__version__)
+                try:
+                    yield running
+                finally:
+                    state.forget(paths.daemon_state)
+                    accepting.cancel_scope.cancel()
+                    for sock in sockets:
+                        trio.lowlevel.notify_closing(sock)
+                        sock.close()
+            if running.stopping:
+                await _drain(proxy, server)
+            connections.cancel_scope.cancel()
+            proxy.egresses.close()
+            with trio.move_on_after(_LAST_WORDS, shield=False):
+                await proxy.taps.drain(_LAST_WORDS)
+                await dispatch.drain(_LAST_WORDS)
+                await dispatch.shutdown(app)
+            background.cancel_scope.cancel()
+    finally:
+        for sock in sockets:
+            sock.close()
+        journal.emit("server_stopped", pid=os.getpid())
+        journal.close(_LAST_WORDS)
+
+
+def _assemble(
+    settings: Settings,
+    paths: Paths,
+    journal: Journal,
+    dispatch: Dispatcher,
+    authority: Authority,
+    background: trio.Nursery,
+) -> Proxy:
+    watch = HangupWatch()
+    listening: list[tuple[str, int]] = []
+
+    def notice(text: str) -> None:
+        journal.emit("notice", level="warning", message=text)
+
+    egresses = Egresses(
+        settings,
+        watch=watch,
+        nursery=background,
+        own_listeners=lambda: listening,
+        own_pem=lambda: authority.bundle_pem,
+        notice=notice,
+        user_files=_user_files(),
+    )
+    proxy = Proxy(
+        settings=settings,
+        paths=paths,
+        journal=journal,
+        dispatch=dispatch,
+        taps=TapHub(dispatch),
+        authority=authority,
+        egresses=egresses,
+        watch=watch,
+        scopes=Scopes(paths.scopes),
+        sessions=Sessions(paths.status, settings.conversation_ttl_seconds),
+        handshakes=trio.CapacityLimiter(settings.handshake_concurrency),
+        token=control_token(settings, paths),
+        listening=listening,
+    )
+    egresses.default()  # so that a broken upstream_ca is said at start, and the costly TLS context is there
+    return proxy
+
+
+def _user_files() -> tuple[str, ...]:
+    """Certificate files that this process's own environment names."""
+    return tuple(value for name in ("NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE") if (value := os.environ.get(name)))
+
+
+def _write_state(proxy: Proxy) -> DaemonState:
+    state = DaemonState.of_this_process(
+        listen=tuple(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in proxy.listening),
+        data_dir=proxy.paths.data_dir,
+        intercept=tuple(sorted(proxy.intercepted)),
+        settings=_process_settings(proxy.settings),
+    )
+    proxy.instance = state.instance
+    state.save(proxy.paths.daemon_state)
+    return state
+
+
+async def _drain(proxy: Proxy, server: Server) -> None:
+    """Close what is idle, let the rest finish, and end what is left after ``drain_timeout``."""
+    proxy.draining = True
+    for client in list(server.connections):
+        if client.idle is not None:
+            client.idle.cancel()
+    with trio.move_on_after(proxy.settings.drain_timeout):
+        await server.wait_empty()
+
+
+async def _chores(proxy: Proxy, pipeline: Pipeline) -> None:
+    """What has to be looked after from time to time."""
+    round_number = 0
+    while True:
+        await trio.sleep(1.0)
+        round_number += 1
+        now = trio.current_time()
+        horizon = now - proxy.settings.upstream_silence_timeout
+        for flight in list(pipeline.flights.values()):
+            if 0.0 < flight.waiting < horizon:
+                flight.give_up()
+        try:
+            await trio.to_thread.run_sync(proxy.sessions.write_status, proxy.settings.passthrough)
+        except (OSError, DbproxyError):
+            pass  # the status line is a convenience; doctor tells about the folder
+        if round_number % 10 == 0:
+            proxy.egresses.expire()
+            proxy.sessions.expire(time.time())
+        if round_number % 60 == 0:
+            await trio.to_thread.run_sync(_look_after_files, proxy)
+
+
+def _look_after_files(proxy: Proxy) -> None:
+    """Certificates that want renewing, scopes that nobody uses. Runs in a thread."""
+    proxy.scopes.collect_garbage(time.time(), is_alive)
+    try:
+        proxy.authority.refresh()
+        proxy.authority.prepare()
+        proxy.authority.prune({scope.root for scope in proxy.scopes.all()})
+    except CertificateError as error:
+        proxy.journal.emit("certificate_failed", level="error", message=str(error))
+
+
+async def _report_notices(proxy: Proxy) -> None:
+    """Say in the log what the certificate store wants a person to know."""
+    while True:
+        for text in proxy.authority.take_notices():
+            proxy.journal.emit("notice", level="warning", message=text)
+        await trio.sleep(5.0)
+
+
+def serve_forever(config: Config) -> int:
+    """``dbproxy serve``: run until SIGINT or SIGTERM, then drain; a second signal ends it at once. Exit code 0.
+
+    Raises DbproxyError when the proxy cannot start.
+    """
+    raise_file_limit()
+    sockets = bind(config.settings.listen)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(_serve_until_signal, config, sockets)
+
+    trio.run(main, strict_exception_groups=True)
+    return 0
+
+
+async def _serve_until_signal(
+    config: Config, sockets: list[socket.socket], task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    watched = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    with trio.open_signal_receiver(*watched) as signals, trio.CancelScope() as at_once:
+        async with trio.open_nursery() as nursery:
+
+            async def second_signal() -> None:
+                async for _ in signals:
+                    at_once.cancel()
+
+            async with open_proxy(config, sockets=sockets) as running:
+                task_status.started()
+                host, port = running.proxy.listening[0]
+                shown = f"[{host}]" if ":" in host else host
+                os.write(2, f"dbproxy {__version__} listens on http://{shown}:{port}\n".encode())
+                async for _ in signals:
+                    break
+                running.stop()
+                nursery.start_soon(second_signal)
+            nursery.cancel_scope.cancel()

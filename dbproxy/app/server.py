@@ -1,0 +1,533 @@
+"""The client-facing side: what arrives on our port, and what it turns into.
+
+Owns accepting, sniffing, CONNECT, TLS towards clients, blind tunnels and the loop of requests on a connection. Must
+never know policies beyond asking for them. Invariants: every CONNECT gets an answer; one bad connection ends itself and
+nothing else; bytes that arrived early are never lost.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import socket
+import ssl
+from typing import TYPE_CHECKING
+
+import trio
+
+from dbproxy.app import guard, respond
+from dbproxy.app.client import ClientConnection, ClientGone
+from dbproxy.app.own import BODY_LIMIT, OwnEndpoints
+from dbproxy.app.proxy import MODEL_HOST
+from dbproxy.errors import CertificateError, DbproxyError, ProtocolViolation, Refused, UpstreamError
+from dbproxy.exchange import Via
+from dbproxy.hooks.specs import ConnectionFacts
+from dbproxy.net import tunnel
+from dbproxy.net.address import is_private
+from dbproxy.net.streams import ConnectionBroken, SocketStream, TlsStream, close_gracefully
+from dbproxy.net.tls import describe_peer_failure, is_rejection
+from dbproxy.net.upstream import Origin
+from dbproxy.wire import h1
+from dbproxy.wire.sniff import ClientHello, Sniff, client_hello, sniff
+from dbproxy.wire.target import Authority, Form, parse_authority, parse_target
+
+if TYPE_CHECKING:
+    from dbproxy.app.pipeline import Pipeline
+    from dbproxy.app.proxy import Proxy
+    from dbproxy.exchange import LocalResponse, RequestHead
+    from dbproxy.scope import Scope
+
+_ESTABLISHED = b"HTTP/1.1 200 Connection Established\r\n\r\n"
+_LINGER = 2.0  # seconds for a client to take our last bytes while it still sends
+#: accept() failing with one of these is our shortage, not the client's fault.
+_SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+_H2_GOAWAY = b"\x00\x00\x08\x07\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x0d"  # HTTP_1_1_REQUIRED
+
+
+class Server:
+    """Serves client connections until told to drain."""
+
+    def __init__(self, proxy: Proxy, pipeline: Pipeline, nursery: trio.Nursery) -> None:
+        self.proxy = proxy
+        self.pipeline = pipeline
+        self.own = OwnEndpoints(proxy, pipeline)
+        self.connections: set[ClientConnection] = set()
+        self._nursery = nursery
+        self._numbers = 0
+        self._emptied: trio.Event | None = None
+
+    async def wait_empty(self) -> None:
+        """Wait until the last connection has ended."""
+        while self.connections:
+            self._emptied = trio.Event()
+            await self._emptied.wait()
+
+    # ---- accepting
+
+    async def accept(self, listener: socket.socket) -> None:
+        """Accept connections on a listening, non-blocking socket until cancelled."""
+        proxy = self.proxy
+        while True:
+            await trio.lowlevel.wait_readable(listener)
+            # A burst of tunnels is taken in small helpings, so that running streams get their turn in between.
+            for _ in range(8):
+                try:
+                    sock, address = listener.accept()
+                except (BlockingIOError, InterruptedError):
+                    break
+                except OSError as error:
+                    if error.errno in _SHORTAGE:
+                        proxy.counters.accept_errors_total += 1
+                        proxy.journal.emit("accept_failed", level="error", message=error.strerror)
+                        await trio.sleep(0.2)
+                    break
+                self._accepted(sock, address)
+
+    def _accepted(self, sock: socket.socket, address: tuple[str, int]) -> None:
+        proxy, counters = self.proxy, self.proxy.counters
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if counters.connections_open >= proxy.settings.max_connections:
+            counters.connections_refused_total += 1
+            busy = respond.error_response(529, "too many connections are open; raise max_connections")
+            head = h1.serialise_response(respond.response_head(busy, close=True))
+            SocketStream(sock).send_nowait(head + busy.body)
+            sock.close()
+            return
+        self._numbers += 1
+        counters.connections_total += 1
+        counters.connections_open += 1
+        self._nursery.start_soon(self._serve, sock, self._numbers, address[0])
+
+    async def _serve(self, sock: socket.socket, number: int, peer: str) -> None:
+        """One connection from its first byte to its end: the crash boundary."""
+        settings = self.proxy.settings
+        client = ClientConnection(
+            SocketStream(sock),
+            number=number,
+            peer=peer,
+            loopback=_is_loopback(peer),
+            head_limit=settings.max_head_bytes,
+            max_fields=settings.max_head_fields,
+        )
+        client.local_address, client.local_port = sock.getsockname()[:2]
+        self.connections.add(client)
+        fd = sock.fileno()
+        try:
+            await self._first_bytes(client)
+        except (ClientGone, ConnectionBroken):
+            pass
+        except Exception as error:
+            self.proxy.counters.crashes_total += 1
+            self.proxy.journal.emit(
+                "connection_crashed", level="error", connection=number, error=_crash(error), peer=peer
+            )
+        finally:
+            self.proxy.watch.remove(fd)
+            client.stream.close()
+            self.connections.discard(client)
+            if self._emptied is not None and not self.connections:
+                self._emptied.set()
+            self.proxy.counters.connections_open -= 1
+
+    async def _first_bytes(self, client: ClientConnection) -> None:
+        """See what protocol is spoken to our own port."""
+        seen, kind = await self._sniff(client, self.proxy.settings.head_timeout)
+        if kind is Sniff.TLS:
+            stream = TlsStream(client.stream.sock, self.proxy.authority.own_context(), server_side=True, prefix=seen)
+            if not await self._handshake(client, stream):
+                return
+            seen = b""
+        elif kind is Sniff.H2_PREFACE:
+            await client.send(_H2_GOAWAY)
+            return
+        client.stream.unread(seen)
+        await self._requests(client)
+
+    async def _sniff(self, client: ClientConnection, seconds: float) -> tuple[bytes, Sniff]:
+        """The first bytes, and what they are; garbage counts as HTTP, which then says what is wrong with it."""
+        seen = b""
+        kind = Sniff.NEED_MORE
+        with trio.move_on_after(seconds):
+            while kind is Sniff.NEED_MORE:
+                data = await client.stream.receive()
+                if not data:
+                    raise ClientGone("closed without a request")
+                seen += data
+                kind = sniff(seen)
+        if not seen:
+            raise ClientGone("no byte in time")
+        return seen, kind
+
+    # ---- requests
+
+    async def _requests(self, client: ClientConnection) -> None:
+        """The loop of requests on one connection, inside or outside a tunnel."""
+        settings = self.proxy.settings
+        self.proxy.watch.add(client.stream.sock.fileno(), client.hung_up)
+        while True:
+            try:
+                with trio.CancelScope() as client.idle:
+                    if self.proxy.draining:
+                        return
+                    head = await client.read_head(
+                        idle_timeout=settings.client_idle_timeout, head_timeout=settings.head_timeout
+                    )
+                if client.idle.cancelled_caught or head is None:
+                    return
+                client.idle = None
+                if head.method == b"CONNECT":
+                    await self._connect(client, head)
+                    return
+                keep = await self._request(client, head)
+            except ProtocolViolation as error:
+                self.proxy.counters.protocol_errors_total += 1
+                await client.answer(
+                    respond.error_response(error.status, str(error)), method=b"GET", version=b"HTTP/1.1", close=True
+                )
+                keep = False
+            if not keep:
+                if not client.stream.closed:
+                    await close_gracefully(client.stream, _LINGER)
+                return
+
+    async def _request(self, client: ClientConnection, head: RequestHead) -> bool:
+        """Find out what a request is for; whether the connection can carry another one."""
+        target = parse_target(head.target)
+        via, scheme, host, port = client.via, client.scheme, client.host, client.port
+        if target.form is Form.ABSOLUTE:
+            if not self.proxy.is_own(target.host, target.port):
+                via, scheme, host, port = Via.ABSOLUTE, target.scheme, target.host, target.port
+                self._take_scope(client, head)
+        elif target.form is Form.AUTHORITY:
+            raise ProtocolViolation("a request target needs a path")
+        path = target.path_and_query
+        if via is Via.BASE_URL:
+            names = (client.local_address,)
+            if guard.is_cross_site(head.fields, names):
+                return await self._local(
+                    client, head, respond.error_response(403, "a page of another site may not use this proxy")
+                )
+            if self.own.owns(target.path):
+                return await self._own(client, head, target.path)
+            upstream = self.proxy.upstream
+            scheme, host, port = upstream.scheme, upstream.host, upstream.port
+        elif via is Via.ABSOLUTE and guard.is_cross_site(head.fields, (client.local_address, host)):
+            return await self._local(
+                client, head, respond.error_response(403, "a page of another site may not use this proxy")
+            )
+        return await self.pipeline.handle(client, head, via=via, scheme=scheme, host=host, port=port, target=path)
+
+    async def _own(self, client: ClientConnection, head: RequestHead, path: str) -> bool:
+        body = h1.Body(h1.request_framing(head), keep=True)
+        with trio.move_on_after(self.proxy.settings.head_timeout):
+            while not body.done and body.count <= BODY_LIMIT:
+                data = await client.receive_body()
+                client.unread(data[body.feed(data) :])
+        if not body.done:
+            return await self._local(client, head, respond.error_response(413, "the body is too large or too slow"))
+        response = await self.own.answer(
+            head, path, body.take(), names=(client.local_address,), loopback=client.loopback
+        )
+        return await self._local(client, head, response, keep=True)
+
+    async def _local(
+        self, client: ClientConnection, head: RequestHead, response: LocalResponse, *, keep: bool = False
+    ) -> bool:
+        keep = keep and h1.keeps_alive(head.version, head.fields)
+        await client.answer(response, method=head.method, version=head.version, close=not keep)
+        return keep
+
+    def _take_scope(self, client: ClientConnection, head: RequestHead) -> None:
+        """Learn from Proxy-Authorization which launch this is; credentials that name none count as none."""
+        raw = head.fields.get(b"proxy-authorization")
+        if raw is not None:
+            client.scope = self._scope(raw)
+
+    def _scope(self, raw: bytes) -> Scope | None:
+        scheme, _, value = raw.partition(b" ")
+        if scheme.lower() != b"basic":
+            return None
+        try:
+            user, _, password = base64.b64decode(value.strip(), validate=True).decode().partition(":")
+        except ValueError:
+            return None
+        return self.proxy.scopes.lookup(user, password)
+
+    # ---- CONNECT
+
+    async def _connect(self, client: ClientConnection, head: RequestHead) -> None:
+        """Answer a CONNECT and become what it asked for."""
+        proxy = self.proxy
+        self._take_scope(client, head)
+        try:
+            authority = parse_authority(head.target, None)
+            if not client.loopback and _is_private_name(authority.host):
+                raise Refused(403, "permission_error", "private addresses are not reachable from another machine")
+            decision = await self._policy(client, authority)
+        except (ProtocolViolation, Refused) as error:
+            await self._connect_failed(client, head, error.status, error)
+            return
+        if proxy.is_own(authority.host, authority.port):
+            # Some clients tunnel to their loopback base URL through the proxy: that is us, so serve it here.
+            await client.send(_ESTABLISHED)
+            client.stream.unread(client.buffer.rest())
+            proxy.watch.remove(client.stream.sock.fileno())
+            await self._first_bytes(client)
+        elif decision == "pass":
+            await self._pass(client, head, authority)
+        else:
+            await client.send(_ESTABLISHED)
+            await self._intercept(client, authority)
+
+    async def _policy(self, client: ClientConnection, authority: Authority) -> str:
+        proxy = self.proxy
+        decision: str | None = None
+        if proxy.dispatch.has("tunnel_policy") and not proxy.passthrough_for(client.scope):
+            facts = ConnectionFacts(client.id, client.peer, client.loopback, client.scope.id if client.scope else None)
+            decision = await proxy.dispatch.decide(
+                "tunnel_policy", connection=facts, host=authority.host, port=authority.port
+            )
+        if decision == "refuse":
+            raise Refused(403, "permission_error", f"a plugin refuses connections to {authority.host}")
+        return decision or ("intercept" if authority.host in proxy.intercepted else "pass")
+
+    async def _connect_failed(self, client: ClientConnection, head: RequestHead, status: int, error: Exception) -> None:
+        self.proxy.counters.connects_refused_total += 1
+        self.proxy.journal.emit(
+            "connect_failed", level="warning", status=status, message=str(error), scope=_scope_id(client)
+        )
+        response = respond.error_response(status, str(error))
+        await client.answer(response, method=b"GET", version=head.version, close=True)
+        await close_gracefully(client.stream, _LINGER)
+
+    async def _pass(self, client: ClientConnection, head: RequestHead, authority: Authority) -> None:
+        """A blind tunnel; the CONNECT is answered once the other side is reached."""
+        egress = self.proxy.egress_for(client.scope)
+        try:
+            with _watched(client) as scope:
+                upstream = await egress.dialer.connect(authority.host, authority.port, allow_private=client.loopback)
+        except UpstreamError as error:
+            await self._connect_failed(client, head, 504 if error.kind == "timeout" else 502, error)
+            return
+        except Refused as error:
+            await self._connect_failed(client, head, error.status, error)
+            return
+        if scope.cancelled_caught:
+            return
+        await client.send(_ESTABLISHED)
+        await self._blind(client, upstream, client.buffer.rest(), authority, "not_intercepted")
+
+    async def _blind(
+        self, client: ClientConnection, upstream: trio.socket.SocketType, seen: bytes, authority: Authority, why: str
+    ) -> None:
+        proxy = self.proxy
+        proxy.counters.connects_tunnelled_total += 1
+        proxy.journal.emit(
+            "connect_passthrough", host=authority.host, port=authority.port, reason=why, scope=_scope_id(client)
+        )
+        proxy.watch.remove(client.stream.sock.fileno())
+        stats = await tunnel.relay(client.stream.sock, upstream, preface_to_b=seen)
+        proxy.counters.tunnel_bytes_total += stats.bytes_a_to_b + stats.bytes_b_to_a
+
+    async def _dial_and_blind(self, client: ClientConnection, seen: bytes, authority: Authority, why: str) -> None:
+        """Turn a tunnel that was already granted into a blind one."""
+        egress = self.proxy.egress_for(client.scope)
+        try:
+            upstream = await egress.dialer.connect(authority.host, authority.port, allow_private=client.loopback)
+        except (UpstreamError, Refused) as error:
+            self.proxy.journal.emit("connect_failed", level="warning", message=str(error), scope=_scope_id(client))
+            return
+        await self._blind(client, upstream, seen, authority, why)
+
+    # ---- interception
+
+    async def _intercept(self, client: ClientConnection, authority: Authority) -> None:
+        """Speak for ``authority`` inside the tunnel, whatever the client speaks."""
+        proxy = self.proxy
+        proxy.watch.remove(client.stream.sock.fileno())
+        client.stream.unread(client.buffer.rest())
+        client.via, client.host, client.port = Via.TUNNEL, authority.host, authority.port
+        proxy.journal.emit("connect_redirect", host=authority.host, port=authority.port, scope=_scope_id(client))
+        seen, kind = await self._sniff(client, proxy.settings.client_idle_timeout)
+        if kind is Sniff.HTTP:
+            proxy.counters.connects_intercepted_total += 1
+            client.scheme = "http"
+            client.stream.unread(seen)
+            await self._requests(client)
+            return
+        if kind is not Sniff.TLS:
+            await self._dial_and_blind(client, seen, authority, "not_http")
+            return
+        seen, hello = await self._hello(client, seen)
+        name, why = self._leaf_name(client, authority, hello)
+        if why:
+            await self._dial_and_blind(client, seen, authority, why)
+            return
+        client.scheme = "https"
+        self._nursery.start_soon(self._warm, client.scope, authority)
+        await self._speak_tls(client, authority, seen, name, hello.fingerprint if hello else "")
+
+    async def _hello(self, client: ClientConnection, seen: bytes) -> tuple[bytes, ClientHello | None]:
+        """The whole ClientHello; None if it is none, which the handshake will then say in TLS."""
+        with trio.move_on_after(self.proxy.settings.handshake_timeout):
+            try:
+                while True:
+                    hello = client_hello(seen)
+                    if hello is not None:
+                        return seen, hello
+                    data = await client.stream.receive()
+                    if not data:
+                        raise ClientGone("closed in the middle of its ClientHello")
+                    seen += data
+            except ProtocolViolation:
+                return seen, None
+        raise ClientGone("the ClientHello did not arrive in time")
+
+    def _leaf_name(self, client: ClientConnection, authority: Authority, hello: ClientHello | None) -> tuple[str, str]:
+        """The name to show a certificate for, or why this tunnel stays blind."""
+        proxy = self.proxy
+        name = authority.host
+        if hello is None:
+            return name, ""
+        if hello.server_name and hello.server_name != name:
+            if hello.server_name not in proxy.intercepted:
+                return "", "other_server_name"
+            name = hello.server_name
+        if hello.alpn and "http/1.1" not in hello.alpn:
+            return "", "no_http1"
+        root = client.scope.root if client.scope else None
+        if not proxy.authority.covers(name, root):
+            return "", "root_does_not_cover"
+        if proxy.rejections.should_tunnel(_scope_id(client), name, hello.fingerprint, trio.current_time()):
+            return "", "certificate_rejected"
+        return name, ""
+
+    async def _speak_tls(
+        self, client: ClientConnection, authority: Authority, seen: bytes, name: str, kind: str
+    ) -> None:
+        proxy = self.proxy
+        try:
+            context = proxy.authority.leaf_context(name, client.scope.root if client.scope else None)
+        except CertificateError as error:
+            proxy.journal.emit("certificate_failed", level="error", message=str(error), host=name)
+            await self._dial_and_blind(client, seen, authority, "no_certificate")
+            return
+        stream = TlsStream(client.stream.sock, context, server_side=True, prefix=seen)
+        if not await self._handshake(client, stream, host=name, kind=kind):
+            return
+        proxy.counters.connects_intercepted_total += 1
+        # A client that does not trust us may complete the handshake first and then leave without a word.
+        first = b""
+        try:
+            with trio.move_on_after(proxy.settings.client_idle_timeout):
+                first = await stream.receive()
+        except ConnectionBroken:
+            pass
+        if first:
+            proxy.rejections.worked(_scope_id(client), name, kind)
+            stream.unread(first)
+            await self._requests(client)
+        else:
+            self._rejected(client, name, kind, "it left without a request after the handshake")
+
+    async def _handshake(self, client: ClientConnection, stream: TlsStream, *, host: str = "", kind: str = "") -> bool:
+        """Complete a client's handshake, a few at a time; whether it succeeded."""
+        proxy = self.proxy
+        failure: BaseException
+        try:
+            async with proxy.handshakes:
+                with trio.fail_after(proxy.settings.handshake_timeout):
+                    await stream.handshake()
+            client.stream = stream
+            return True
+        except trio.TooSlowError:
+            failure = TimeoutError()
+        except ConnectionBroken:
+            failure = ConnectionResetError()
+        except ssl.SSLError as error:
+            failure = error
+        proxy.counters.handshakes_failed_total += 1
+        if host and is_rejection(failure, answered=stream.bytes_out > 0):
+            self._rejected(client, host, kind, describe_peer_failure(failure))
+        else:
+            proxy.journal.emit(
+                "handshake_failed",
+                level="warning",
+                host=host or None,
+                message=describe_peer_failure(failure),
+                scope=_scope_id(client),
+            )
+        return False
+
+    def _rejected(self, client: ClientConnection, host: str, kind: str, why: str) -> None:
+        proxy = self.proxy
+        proxy.counters.certificates_rejected_total += 1
+        tunnelled = proxy.rejections.failed(_scope_id(client), host, kind, trio.current_time())
+        proxy.journal.emit(
+            "certificate_rejected",
+            level="warning",
+            host=host,
+            message=why,
+            tunnelled_now=tunnelled,
+            scope=_scope_id(client),
+        )
+
+    async def _warm(self, scope: Scope | None, authority: Authority) -> None:
+        """Open the upstream connection while the client still shakes hands."""
+        upstream = self.proxy.upstream
+        origin = (
+            Origin(upstream.scheme, upstream.host, upstream.port)
+            if authority.host == MODEL_HOST
+            else Origin("https", authority.host, authority.port)
+        )
+        try:
+            await self.proxy.egress_for(scope).pool.warm(origin)
+        except DbproxyError:
+            pass
+
+
+class _watched:
+    """A cancel scope that the hang-up watch cancels when the client goes."""
+
+    def __init__(self, client: ClientConnection) -> None:
+        self._client = client
+        self._scope = trio.CancelScope()
+
+    def __enter__(self) -> trio.CancelScope:
+        self._client.under_way = self._scope
+        if self._client.gone:
+            self._scope.cancel()
+        return self._scope.__enter__()
+
+    def __exit__(self, *error: object) -> bool | None:
+        self._client.under_way = None
+        return self._scope.__exit__(*error)  # type: ignore[arg-type]
+
+
+def _scope_id(client: ClientConnection) -> str | None:
+    return client.scope.id if client.scope else None
+
+
+def _is_loopback(peer: str) -> bool:
+    return peer == "127.0.0.1" or peer == "::1" or peer.startswith(("127.", "::ffff:127."))
+
+
+def _is_private_name(host: str) -> bool:
+    """Whether a literal address is private; names are checked when they are resolved."""
+    try:
+        return is_private(host)
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _crash(error: BaseException) -> str:
+    """Type and place of a crash, without the values in it."""
+    while isinstance(error, BaseExceptionGroup) and error.exceptions:
+        error = error.exceptions[0]
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    where = f" at {place.tb_frame.f_code.co_filename.rpartition('dbproxy')[2]}:{place.tb_lineno}" if place else ""
+    return f"{type(error).__name__}{where}"
