@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--compact", action="store_true", help="ask for a compaction after the last prompt")
     made.add_argument("--report", type=Path, metavar="FILE", help="write all that was sent and received as JSON")
     made.add_argument("--time-scale", type=float, default=1.0, help="factor on every wait (default 1)")
+    made.add_argument("--need-proxy", action="store_true", help="refuse to run where no proxy is set")
     made.add_argument("--quiet", action="store_true", help="no text on standard output")
     return made
 
@@ -64,7 +65,11 @@ async def work(options: argparse.Namespace, environ: Mapping[str, str]) -> dict[
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
     """Run a session; 0 when every answer was one that the real client accepts, else 1."""
     options = parser().parse_args(argv)
-    report = trio.run(work, options, os.environ if environ is None else environ)
+    environ = os.environ if environ is None else environ
+    if options.need_proxy and Way.of(environ).proxy is None:
+        sys.stderr.write("agent: no proxy is set, and --need-proxy was given\n")
+        return 1
+    report = trio.run(work, options, environ)
     if options.report:
         options.report.write_text(json.dumps(report), "utf-8")
     if not options.quiet:

@@ -317,13 +317,11 @@ class Conversation:
             if tries > self.settings.max_retries:
                 raise Failure(f"{reason} (after {tries} tries)")
             await trio.sleep(min(0.5 * 2 ** (tries - 1), 32.0) * 1.1 * self.settings.time_scale)
-        self._count(thread, reply)
         return reply
 
-    def _count(self, thread: Thread, reply: Message) -> None:
-        usage = reply["usage"]
+    def _count(self, thread: Thread, attempt: Attempt, usage: Message) -> None:
         counts = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens", "output_tokens")
-        thread.context = sum(int(usage.get(name) or 0) for name in counts)
+        thread.context = attempt.context = sum(int(usage.get(name) or 0) for name in counts)
         for name in self.usage:
             self.usage[name] += int(usage.get(name) or 0)
 
@@ -354,7 +352,9 @@ class Conversation:
             raise Broken("an empty stream")
         if stream:
             raise _NotAStream
-        return _checked_message(bytes(plain))
+        reply = _checked_message(bytes(plain))
+        self._count(thread, attempt, reply["usage"])
+        return reply
 
     def _body(self, thread: Thread, messages: list[Message], kind: str) -> Message:
         """The body of a main, subagent or compaction request (3.1, 4.1)."""

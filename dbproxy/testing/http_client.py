@@ -113,6 +113,7 @@ class Attempt:
     fields: list[tuple[str, str]] = field(default_factory=list)
     answer_body: bytearray = field(default_factory=bytearray)  # without framing, still coded
     complete: bool = False
+    context: int = 0  # tokens that the answer reported, all four counts
     error: str = ""
 
     def field(self, name: str) -> str | None:
@@ -130,6 +131,7 @@ class Attempt:
             "tunnel": self.tunnel,
             "status": self.status,
             "complete": self.complete,
+            "context": self.context,
             "error": self.error,
             "first_byte": None if self.first_byte_at is None else self.first_byte_at - self.sent_at,
             "seconds": None if self.finished_at is None else self.finished_at - self.sent_at,

@@ -156,6 +156,34 @@ def _foreign(request: Received, state: State, options: Mapping[str, Any]) -> Ans
     return say(thinking("no signature", signature=""), "Foreign done.", **how)
 
 
+DEMO_FILLS = (150_000, 420_000, 700_000, 968_000)
+
+
+def _demo(request: Received, state: State, options: Mapping[str, Any]) -> Answer:
+    """Worth watching: thinking, tools, two agents at once, coded streams, a filling context, a compaction."""
+    if request.role == "compaction":
+        delay = float(options.get("summary_seconds", 0.5))
+        return _compaction(request, state, options).but(first_byte_delay=delay, ping_every=delay / 2)
+    if request.role == "subagent":
+        return _agent(request, state, {"file": "README.md"})
+    if request.role != "main":
+        return _plain(request, state, options)
+    if state.get("compactions"):
+        closing = "Done. The history was summed up on the way, and nothing was lost: ä, 漢, 🙂. "
+        return say(closing, repeat=8, delta_chars=16, rate=100.0, usage=SMALL)
+    step = state["turns"] = int(state.get("turns", 0)) + 1
+    fill = DEMO_FILLS[min(step, len(DEMO_FILLS)) - 1]
+    usage = {"input_tokens": 10, "cache_read_input_tokens": fill, "output_tokens": 60}
+    if step == 1:
+        call = tool_use("Bash", {"command": "echo one file: README.md", "description": "List the files"})
+        return say(thinking("First the files: ä, 漢, 🙂."), "Let me look.", call, usage=usage, chunk_size=7)
+    if step == 2:
+        review = {"description": "Review", "prompt": "SUBPROMPT: review README.md", "subagent_type": "code-reviewer"}
+        calls = [tool_use(request.agent_tool, review) for _ in range(2)]
+        return say("Two reviewers, at the same time.", *calls, usage=usage)
+    return _bash(request, step).but(usage=usage, coding=("gzip", "br", "zstd")[step % 3])
+
+
 SCENARIOS = {
     scenario.name: scenario
     for scenario in (
@@ -168,6 +196,7 @@ SCENARIOS = {
         ),
         Scenario("autocompact", "client facts 4.2, 4.3", "reports a full context until compacted", _autocompact),
         Scenario("too_long", "client facts 4.2; anthropic-api 1.7", "400 at the third turn until compacted", _too_long),
+        Scenario("demo", "client facts 3.2, 4.2, 4.3", "what `dbproxy demo` plays", _demo),
         Scenario("foreign", "client facts 3.4", "as a translated model answers: other ids, sparse usage", _foreign),
     )
 }

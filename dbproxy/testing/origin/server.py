@@ -95,6 +95,12 @@ class Origin:
                     return got
                 await self._changed.wait()
 
+    async def wait_answered(self, *, seconds: float = 10.0) -> None:
+        """Wait until every request's answer ended, one way or the other. TooSlowError after ``seconds``."""
+        with trio.fail_after(seconds):
+            while any(request.sent.finished_at is None for request in self.requests):
+                await self._changed.wait()
+
     # What a connection asks of its server
 
     def early_answer(self, request: Received) -> Answer | None:

@@ -1,0 +1,124 @@
+"""The demo tells the truth: green when every byte matched, red on each kind of bad answer and on a changed byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from contextlib import asynccontextmanager
+
+import pytest
+from mitm import open_mitm
+
+from dbproxy.testing.demo import Started, clean_environment, play
+
+
+def through(**how):
+    """A stand-in for the real proxy: the demo's own logic is what is tested here."""
+
+    @asynccontextmanager
+    async def proxy(origin, folder):
+        async with open_mitm(origin, **how) as (port, ca_pem, heads):
+            certificate = folder / "ca.pem"
+            certificate.write_bytes(ca_pem)
+            environ = clean_environment(os.environ, folder) | {
+                "HTTPS_PROXY": f"http://scope:secret@127.0.0.1:{port}",
+                "NODE_EXTRA_CA_CERTS": str(certificate),
+            }
+            environ.pop("NO_PROXY")
+            yield Started((), environ, f"stand-in on {port}")
+            assert heads
+            assert all(b"Proxy-Authorization: Basic " in head for head in heads)
+
+    return proxy
+
+
+async def run(tmp_path, script, **how):
+    said = []
+    good = await play(tmp_path, script=script, say=said.append, proxy=through(**how))
+    return good, "\n".join(said)
+
+
+async def test_a_faithful_proxy_passes(tmp_path):
+    good, story = await run(tmp_path, "demo")
+    assert good, story
+    assert "every byte identical" in story
+    assert story.count("identical") == len(json.loads((tmp_path / "agent.json").read_text())["attempts"]) + 1
+    kinds = [attempt["kind"] for attempt in json.loads((tmp_path / "agent.json").read_text())["attempts"]]
+    assert kinds.count("compaction") == 1
+    assert kinds.count("subagent") == 4
+    assert "968,070" in story
+
+
+@pytest.mark.parametrize("summary", ["empty", "no_block", "tool", "cut_always", "max_tokens", "error_400"])
+async def test_a_bad_summary_fails_it(tmp_path, summary):
+    good, story = await run(tmp_path, {"scenario": "demo", "options": {"summary": summary, "summary_seconds": 0.01}})
+    assert not good
+    assert "The agent gave up" in story
+    assert "FAILED" in story
+
+
+@pytest.mark.parametrize("summary", ["summary_only", "no_tags", "thinking", "cut", "error_500"])
+async def test_an_odd_summary_that_the_real_client_takes_passes(tmp_path, summary):
+    good, story = await run(tmp_path, {"scenario": "demo", "options": {"summary": summary, "summary_seconds": 0.01}})
+    assert good, story
+
+
+async def test_a_stream_that_is_always_cut_fails_it(tmp_path):
+    rule = {"match": {"role": "main"}, "answer": {"text": "words " * 200, "cut_after": 3}}
+    good, story = await run(tmp_path, {"scenario": "demo", "rules": [rule]})
+    assert not good
+    assert "after 4 tries" in story
+
+
+@pytest.mark.parametrize(
+    ("direction", "old", "new", "told"),
+    [
+        ("up", b"Be of use", b"Be no use", "request body"),
+        ("up", b"X-Stainless-OS", b"x-stainless-os", "request head"),
+        ("down", b"Let me look", b"Let me book", "answer body"),
+        ("down", b"request-id: req_origin", b"request-id: req_Origin", "answer head"),
+    ],
+)
+async def test_a_changed_byte_fails_it(tmp_path, direction, old, new, told):
+    good, story = await run(tmp_path, "demo", **{direction: lambda data: data.replace(old, new)})
+    assert not good
+    assert f"DIFFERENT: {told}" in story
+
+
+async def test_an_agent_that_cannot_reach_the_proxy_fails_it(tmp_path):
+    @asynccontextmanager
+    async def none(origin, folder):
+        yield Started((), {"PATH": os.environ["PATH"]}, "there is none")
+
+    said = []
+    assert not await play(tmp_path, script="demo", say=said.append, proxy=none)
+    assert "no proxy is set" in "\n".join(said)
+
+
+def test_nothing_of_the_person_reaches_the_demo(tmp_path):
+    made = clean_environment(
+        {
+            "PATH": "/bin",
+            "HOME": "/somebody",
+            "HTTPS_PROXY": "http://corporate",
+            "no_proxy": "*",
+            "ANTHROPIC_API_KEY": "key",
+            "DBPROXY_PASSTHROUGH": "1",
+            "XDG_CONFIG_HOME": "/somebody/else",
+        },
+        tmp_path,
+    )
+    assert made == {
+        "PATH": "/bin",
+        "HOME": str(tmp_path),
+        "USERPROFILE": str(tmp_path),
+        "NO_PROXY": "127.0.0.1,localhost,::1",
+    }
+
+
+def test_the_interpreter_is_ours():
+    from dbproxy.testing.demo import agent_command, program
+
+    assert program()[0] == sys.executable
+    assert agent_command(["x"]) == [sys.executable, "-m", "dbproxy.testing.agent", "x"]
