@@ -56,7 +56,7 @@ class Request:
         return next((value for key, value in self.about["fields"] if key.lower() == name), None)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Step:
     """How one command went. `code` is None where a terminal's command had to be killed."""
 
@@ -67,12 +67,12 @@ class Step:
     seconds: float
     missed: str = ""
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         missed = f", never showed {self.missed!r}" if self.missed else ""
         return f"exit {self.code} after {self.seconds} s{missed}\n{self.stdout[-3000:]}\n{self.stderr[-3000:]}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Story:
     """What came of a run."""
 
@@ -88,13 +88,13 @@ class Story:
     def roles(self) -> list[str]:
         return [request.about["role"] for request in self.messages]
 
-    def __str__(self) -> str:
-        lines = [str(step) for step in self.steps]
+    def __repr__(self) -> str:
+        lines = [repr(step) for step in self.steps]
         lines += [
             f"{r.about['method']} {r.about['target']} {r.about['role']} {r.about['answer']['status']}"
             for r in self.requests
         ]
-        return "\n".join([*lines, f"asked for {sorted(set(self.asked))}"])
+        return "\n" + "\n".join([*lines, f"asked for {sorted(set(self.asked))}"])
 
 
 @dataclass

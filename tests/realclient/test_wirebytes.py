@@ -6,7 +6,10 @@ import pytest
 import wirebytes
 
 POST = b"POST /v1/messages HTTP/1.1\r\nHost: a\r\nConnection: keep-alive\r\nX-Two:  b \r\nContent-Length: 3\r\n\r\nabc"
-CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nx-dbproxy-phase: IDLE\r\n\r\n2\r\nab\r\n1;x=y\r\nc\r\n0\r\nT: 1\r\n\r\n"
+CHUNKED = (
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nx-dbproxy-phase: IDLE\r\n\r\n"
+    b"2\r\nab\r\n1;x=y\r\nc\r\n0\r\nT: 1\r\n\r\n"
+)
 
 
 def test_messages_are_cut_where_they_end():
