@@ -16,7 +16,6 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from dbproxy.paths import make_private, write_private
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _ID = re.compile(r"[A-Za-z0-9_-]{8,64}\Z")
-_EMPTY: Mapping[str, object] = MappingProxyType({})
-_EMPTY_TEXT: Mapping[str, str] = MappingProxyType({})
 GRACE_SECONDS = 86_400.0
 """How long a scope outlives its process by default: a background agent may go on after the client that started it."""
 
@@ -35,8 +32,8 @@ GRACE_SECONDS = 86_400.0
 class Scope:
     """One launch of a client.
 
-    ``settings`` holds only those per-launch settings that differ from the user's own configuration, as text that
-    ``dbproxy.config`` parses. ``client`` holds the client's own compaction variables as they were set.
+    ``settings`` holds the per-launch settings as JSON values (``Settings.launch_values``).
+    ``client`` holds the client's own compaction variables as they were set.
     ``parent_proxy``, ``no_proxy`` and ``extra_ca`` are what the user had set for himself before we replaced them.
     ``root`` is the fingerprint of the interception root that the child was given. ``created`` is Unix time in seconds;
     ``pid`` with ``pid_identity`` names the process (a pid alone is reused by the system).
@@ -48,12 +45,12 @@ class Scope:
     pid: int = 0
     pid_identity: str = ""
     created: float = 0.0
-    settings: Mapping[str, object] = _EMPTY
-    client: Mapping[str, str] = _EMPTY_TEXT
+    settings: Mapping[str, object] = field(default_factory=dict)
+    client: Mapping[str, str] = field(default_factory=dict)
     parent_proxy: str | None = field(default=None, repr=False)
     no_proxy: str = ""
     extra_ca: tuple[str, ...] = ()
-    labels: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
     root: str = ""
 
     @property
@@ -74,9 +71,8 @@ class Scope:
             raise ValueError("not a launch scope")
         known = {item.name for item in fields(cls)}
         values = {name: value for name, value in raw.items() if name in known}
-        for name in ("extra_ca", "labels"):
-            values[name] = tuple(str(item) for item in values.get(name) or ())
-        for name in ("settings", "client"):
+        values["extra_ca"] = tuple(str(item) for item in values.get("extra_ca") or ())
+        for name in ("settings", "client", "labels"):
             if not isinstance(values.get(name, {}), dict):
                 raise ValueError(f"not a launch scope: {name}")
         return cls(**values)

@@ -158,4 +158,5 @@ def _unknown_command(word: str) -> str:
 
 
 def _complain(text: str) -> None:
-    print(f"dbproxy: {text}", file=sys.stderr)
+    for line in text.splitlines():
+        print(f"dbproxy: {line}", file=sys.stderr)

@@ -11,17 +11,37 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dbproxy.cli.options import UsageError
+from dbproxy.errors import ConfigError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from dbproxy.config import Config
 
 
-def load_config(overrides: Mapping[str, object]) -> Config:
-    """The configuration of this process: command line over environment over files. ConfigError when it is wrong."""
+def load_config(
+    overrides: Mapping[str, object], env: Mapping[str, str] | None = None, *, project: bool = True
+) -> Config:
+    """The configuration of this process: command line over environment over files.
+
+    ``env`` stands for the process's own environment; ``project`` False leaves a project file out. Raises UsageError
+    when the command line is what is wrong, ConfigError for anything else.
+    """
     from dbproxy.config import load
 
-    return load(overrides, os.environ, current_folder())
+    env = os.environ if env is None else env
+    folder = current_folder() if project else None
+    try:
+        return load(overrides, env, folder)
+    except ConfigError as error:
+        if not overrides:
+            raise
+        try:
+            load({}, env, folder)
+        except ConfigError:
+            raise error from None
+        raise UsageError(str(error)) from None
 
 
 def current_folder() -> Path | None:

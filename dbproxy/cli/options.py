@@ -6,7 +6,6 @@ argparse cannot promise. Must never import trio or the network. Invariant: the r
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -21,17 +20,13 @@ class UsageError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SettingOption:
-    """One setting as an option: ``--name VALUE``, or a flag when ``is_flag``."""
+    """One setting as an option: ``flag VALUE``, repeatable for lists, or ``flag`` alone when ``is_flag``."""
 
     name: str
+    flag: str
     is_flag: bool
-    per_launch: bool
+    is_list: bool
     help: str
-
-    @property
-    def flag(self) -> str:
-        """The option as typed, e.g. ``--log-level``."""
-        return "--" + self.name.replace("_", "-")
 
 
 @dataclass(slots=True)
@@ -48,18 +43,14 @@ class CommandLine:
 
 def setting_options() -> dict[str, SettingOption]:
     """Every setting that can be given on the command line, by its flag, from the one table of settings."""
-    from dbproxy.config import Settings
+    from dbproxy.config import core_table
 
-    options: dict[str, SettingOption] = {}
-    for item in dataclasses.fields(Settings):
-        option = SettingOption(
-            name=item.name,
-            is_flag=item.type in (bool, "bool"),
-            per_launch=item.metadata.get("scope") == "launch",
-            help=str(item.metadata.get("help", "")),
-        )
-        options[option.flag] = option
-    return options
+    return {
+        spec.option: SettingOption(spec.name, spec.option, spec.kind.flag, spec.kind.many, spec.help)
+        for spec in core_table().specs
+        # A command line is readable by every user of the machine.
+        if not spec.secret or spec.name == "parent_proxy"
+    }
 
 
 def split(argv: Sequence[str], line: CommandLine) -> None:
@@ -129,9 +120,8 @@ def _take(argv: Sequence[str], index: int, line: CommandLine, options: Mapping[s
                 raise UsageError(f"{flag} needs a value")
             value = argv[index]
         previous = line.overrides.get(option.name)
-        # Only lists may be repeated; for anything else the last one wins, as everywhere.
-        repeat = previous is not None and option.name == "listen"
-        line.overrides[option.name] = f"{previous},{value}" if repeat else value
+        # Lists add up; for anything else the last one wins, as everywhere.
+        line.overrides[option.name] = f"{previous},{value}" if previous is not None and option.is_list else value
     return index + 1
 
 

@@ -24,5 +24,5 @@ def run(args: argparse.Namespace) -> int:
     """Serve until told to stop; 0 after a graceful end."""
     from dbproxy.app.run import serve_forever
 
-    config = load_config(args.overrides)
+    config = load_config(args.overrides, project=False)
     return int(serve_forever(config))

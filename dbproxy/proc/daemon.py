@@ -1,0 +1,246 @@
+"""The background proxy of this user: find it, start it, replace an older one, stop it.
+
+Owns every decision around ``run/daemon.json``; the mechanics are in ``child`` and ``dbproxy.state``. Must never import
+trio or cryptography: the launcher stands on this path. Invariants: decisions to start or stop are made under the start
+lock; a daemon is only believed when it answers for itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dbproxy import __version__
+from dbproxy.config import core_table
+from dbproxy.errors import LaunchError
+from dbproxy.paths import Paths, make_private
+from dbproxy.proc import child
+from dbproxy.proc.env import daemon_environment
+from dbproxy.state import DaemonState, http_get, is_alive, load, probe, split_address, start_lock
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dbproxy.config import Config, Settings
+
+START_TIMEOUT = 15.0
+"""Seconds that a start may take before the agent is launched without us."""
+PROBE_TIMEOUT = 2.0
+"""Seconds for a health answer over loopback; a busy daemon answers in milliseconds."""
+HUNG_TIMEOUT = 5.0
+"""Seconds after which a daemon that holds its port but does not answer counts as hung."""
+CLOSE_TIMEOUT = 5.0
+"""Seconds within which a daemon that was told to end must have closed its listening socket."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A daemon that answers. ``started`` is True if this call started it; ``notices`` are lines for the person."""
+
+    state: DaemonState
+    started: bool = False
+    notices: tuple[str, ...] = ()
+
+
+class Stopped(Enum):
+    """How a stop ended. DRAINING: no longer listening, but answers that run are finished first."""
+
+    NOT_RUNNING = "not running"
+    STOPPED = "stopped"
+    DRAINING = "draining"
+
+
+def find(paths: Paths, *, timeout: float = PROBE_TIMEOUT) -> DaemonState | None:
+    """The daemon that answers now, or None."""
+    state = load(paths.daemon_state)
+    return state if state is not None and probe(state, timeout) is not None else None
+
+
+def ensure(config: Config, env: Mapping[str, str], *, timeout: float = START_TIMEOUT) -> Running:
+    """A daemon that answers and is not older than we are; started or replaced if need be.
+
+    ``env`` is the launcher's environment. ``timeout`` in seconds bounds a start. Raises LaunchError.
+    """
+    paths = Paths(config.settings.data_dir)
+    running = find(paths)
+    if running is not None and not is_older(running.version):
+        return Running(running, notices=tuple(differences(config, running)))
+    with start_lock(_lock(paths), timeout + HUNG_TIMEOUT + CLOSE_TIMEOUT):
+        running = find(paths)
+        if running is not None and not is_older(running.version):
+            return Running(running, notices=tuple(differences(config, running)))
+        listen: tuple[str, ...] | None = None
+        notices: list[str] = []
+        if running is not None:
+            listen = running.listen
+            _close_listener(running)
+            notices.append(
+                f"the proxy {running.version} is replaced by {__version__}; its running answers finish first"
+            )
+        else:
+            _refuse_hung(paths)
+        started = _start(config, env, listen, timeout)
+        return dataclasses.replace(started, notices=(*notices, *started.notices))
+
+
+def restart(config: Config, env: Mapping[str, str], *, timeout: float = START_TIMEOUT) -> Running:
+    """Replace the daemon, or start one: the old one closes its port at once and finishes its running answers."""
+    paths = Paths(config.settings.data_dir)
+    with start_lock(_lock(paths), timeout + CLOSE_TIMEOUT):
+        state = load(paths.daemon_state)
+        listen: tuple[str, ...] | None = None
+        if state is not None and is_alive(state.pid, state.pid_identity):
+            _close_listener(state)
+            if not _given(config, "listen"):
+                listen = state.listen
+        return _start(config, env, listen, timeout)
+
+
+def stop(paths: Paths, *, wait: float, force: bool = False) -> Stopped:
+    """End the daemon gracefully, waiting up to ``wait`` seconds for its last answers; ``force`` cuts them off.
+
+    Raises LaunchError when it does not even close its port.
+    """
+    make_private(paths.run)
+    with start_lock(_lock(paths), CLOSE_TIMEOUT * 2):
+        state = load(paths.daemon_state)
+        if state is None or not is_alive(state.pid, state.pid_identity):
+            with contextlib.suppress(OSError):
+                paths.daemon_state.unlink()
+            return Stopped.NOT_RUNNING
+        if force:
+            child.kill(state.pid, state.pid_identity)
+            child.wait_gone(state.pid, state.pid_identity, CLOSE_TIMEOUT)
+            state.forget(paths.daemon_state)
+            return Stopped.STOPPED
+        _close_listener(state)
+        if child.wait_gone(state.pid, state.pid_identity, wait):
+            state.forget(paths.daemon_state)
+            return Stopped.STOPPED
+        return Stopped.DRAINING
+
+
+def is_older(version: str) -> bool:
+    """True if ``version`` is before ours, so that a daemon of it should make way."""
+    return _numbers(version) < _numbers(__version__)
+
+
+def describe(settings: Settings) -> dict[str, str]:
+    """The process-wide settings as text, without secrets, as the daemon's record holds them."""
+    found: dict[str, str] = {}
+    for spec in core_table().specs:
+        if spec.scope == "process" and not spec.secret:
+            value = getattr(settings, spec.name)
+            found[spec.name] = "" if value is None else str(spec.kind.encode(value))
+    return found
+
+
+def differences(config: Config, state: DaemonState) -> list[str]:
+    """One line for each process-wide setting that was asked for here but is another in the running daemon."""
+    found: list[str] = []
+    for name, value in describe(config.settings).items():
+        theirs = state.settings.get(name)
+        if not _given(config, name) or theirs is None or theirs == value or name == "data_dir":
+            continue
+        if name == "listen" and sorted(map(str, config.settings.listen)) == sorted(state.listen):
+            continue
+        shown = _shown(theirs) if name != "listen" else ", ".join(state.listen)
+        found.append(
+            f"{name} is {_shown(value)} here, but the running proxy has {shown}: "
+            "`dbproxy restart` applies yours to everyone"
+        )
+    return found
+
+
+def _start(config: Config, env: Mapping[str, str], listen: tuple[str, ...] | None, timeout: float) -> Running:
+    paths = Paths(config.settings.data_dir)
+    paths.create()
+    wanted = tuple(map(str, config.settings.listen)) if listen is None else listen
+    bound: list[str] = []
+    taken: list[str] = []
+    for address in wanted:
+        if child.can_bind(address):
+            bound.append(address)
+        else:
+            host, _ = split_address(address)
+            taken.append(address)
+            bound.append(f"[{host}]:0" if ":" in host else f"{host}:0")
+    command = [*child.own_command(), *_options(config, bound), "serve"]
+    frozen = bool(getattr(sys, "frozen", False))
+    state = child.start_daemon(
+        command,
+        env=child.with_own_package(daemon_environment(env, per_launch=_launch_variables(), frozen=frozen)),
+        state_file=paths.daemon_state,
+        stderr_file=paths.logs / "daemon.stderr",
+        timeout=timeout,
+    )
+    notices = (
+        [
+            f"{', '.join(taken)} is taken by another program; the proxy listens on {', '.join(state.listen)} instead. "
+            f"Clients that use it as their base URL need ANTHROPIC_BASE_URL={state.url}"
+        ]
+        if taken
+        else []
+    )
+    return Running(state, started=True, notices=tuple(notices))
+
+
+def _options(config: Config, listen: list[str]) -> list[str]:
+    """The process-wide settings of this command line and environment as options for the daemon, paths absolute: its
+    working directory is another. Secrets travel in the environment only, for every user can read a command line."""
+    options = [f"--data-dir={Path(config.settings.data_dir).absolute()}", f"--listen={','.join(listen)}"]
+    for spec in core_table().specs:
+        value = getattr(config.settings, spec.name)
+        if spec.name in ("data_dir", "listen") or spec.secret or spec.scope != "process" or value is None:
+            continue
+        if _given(config, spec.name):
+            encoded = spec.kind.encode(value)
+            options.append(f"{spec.option}={','.join(encoded) if isinstance(encoded, list) else encoded}")
+    return options
+
+
+def _shown(text: str) -> str:
+    """A recorded value for a person: without the brackets and quotes of a list."""
+    return (text[1:-1].replace("'", "") if text.startswith("[") else text) or "unset"
+
+
+def _refuse_hung(paths: Paths) -> None:
+    """A daemon that lives and holds its port without answering must not get a rival behind its back."""
+    state = load(paths.daemon_state)
+    if state is None or not is_alive(state.pid, state.pid_identity) or child.can_bind(state.listen[0]):
+        return
+    if probe(state, HUNG_TIMEOUT) is None and http_get(state.address, "/health", timeout=PROBE_TIMEOUT) is None:
+        raise LaunchError(
+            f"the background proxy (pid {state.pid}) does not answer", hint="`dbproxy stop --force` ends it"
+        )
+
+
+def _close_listener(state: DaemonState) -> None:
+    child.terminate(state.pid, state.pid_identity)
+    for address in state.listen:
+        if not child.wait_port_free(address, CLOSE_TIMEOUT) and is_alive(state.pid, state.pid_identity):
+            raise LaunchError(
+                f"the background proxy (pid {state.pid}) does not close its port", hint="`dbproxy stop --force` ends it"
+            )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("+")[0].split(".") if part.isdigit())
+
+
+def _lock(paths: Paths) -> Path:
+    return paths.run / "start.lock"
+
+
+def _given(config: Config, name: str) -> bool:
+    """True if the setting was asked for here, not in the user's file (which the daemon reads itself) or nowhere."""
+    return config.origin(name).source in ("command-line", "environment", "project")
+
+
+def _launch_variables() -> list[str]:
+    return [name for spec in core_table().specs if spec.scope == "launch" for name in spec.env]
