@@ -1,7 +1,8 @@
 """Settings: one table, and everything that reads it.
 
 ``load`` gives a ``Config``; its ``settings`` are plain typed values. ``values`` holds the kinds of values, ``settings``
-the table, ``load`` the sources and the trust in project files. Imports ``dbproxy.errors`` and ``dbproxy.paths`` only.
+the table, ``load`` the sources and the trust in project files; ``legacy`` and ``docs`` are imported by who needs them.
+Imports ``dbproxy.errors`` and ``dbproxy.paths`` only.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dbproxy.config.load import (
     Refusal,
     SettingsError,
     find_project_file,
+    forget_project,
     load,
     suggestion,
     trust_project,
@@ -38,6 +40,7 @@ __all__ = [
     "Table",
     "core_table",
     "find_project_file",
+    "forget_project",
     "load",
     "mask_userinfo",
     "plugin_setting",

@@ -7,12 +7,10 @@ any is raised; what a project file may not set is refused, said and without effe
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
 import stat
-import tomllib
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -166,28 +164,48 @@ def trust_project(directory: Path, env: Mapping[str, str]) -> Project:
     """Remember that the project file in ``directory``, as it is now, may set everything. Raises ConfigError."""
     file = directory.resolve() / PROJECT_FILE
     try:
-        content = _read(file)
+        content = read_file(file)
     except OSError as error:
         raise ConfigError(
             f"cannot read {file}: {error.strerror or error}", hint="Name a folder that holds one"
         ) from error
-    _parse_toml(file, content)
+    parse_toml(file, content)
     record = trust_file(env)
     known = _trusted(record)
     digest = hashlib.sha256(content).hexdigest()
     known[str(file)] = digest
-    make_private(record.parent)
-    write_private(record, json.dumps({"version": 1, "files": known}, indent=1, sort_keys=True) + "\n")
+    _write_trusted(record, known)
     return Project(file, digest, trusted=True)
 
 
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """The end of an error about an unknown name: the nearest known one, or nothing."""
-    # Of a dotted name only the last part is compared, with its neighbours: a common prefix is no likeness.
-    prefix, _dot, last = name.rpartition(".")
-    places = [item.rpartition(".") for item in known]
-    near = difflib.get_close_matches(last, [item[2] for item in places if item[0] == prefix], n=1, cutoff=0.6)
-    return f"; did you mean {f'{prefix}.' if prefix else ''}{near[0]}?" if near else ""
+def forget_project(directory: Path, env: Mapping[str, str]) -> bool:
+    """Take the trust in the project file of ``directory`` back; False if there was none. Raises ConfigError."""
+    record = trust_file(env)
+    known = _trusted(record)
+    if known.pop(str(directory.resolve() / PROJECT_FILE), None) is None:
+        return False
+    _write_trusted(record, known)
+    return True
+
+
+def problems_of_user_file(file: Path, content: bytes, env: Mapping[str, str]) -> list[str]:
+    """What would be wrong if ``content`` were the user's file and nothing else said anything."""
+    reading = _Reading(core_table(), env)
+    reading.user_content(file, content)
+    reading.check_together(None)
+    return reading.problems
+
+
+def suggestion(name: str, known: Iterable[str], common: str = "") -> str:
+    """The end of an error about an unknown name: the nearest known one, or nothing. ``common`` begins all of them."""
+    import difflib  # here, as the two below: every launch pays for what stands on top
+
+    # Of a dotted name only the last part is compared, with its neighbours: a common beginning is no likeness.
+    folder, dot, _last = name.rpartition(".")
+    start = common or folder + dot
+    rests = [item[len(start) :] for item in known if item.startswith(start)]
+    near = difflib.get_close_matches(name[len(start) :], rests, n=1, cutoff=0.6)
+    return f"; did you mean {start}{near[0]}?" if near else ""
 
 
 class _Reading:
@@ -220,14 +238,17 @@ class _Reading:
 
     def user(self, file: Path) -> None:
         try:
-            content = _read(file)
+            content = read_file(file)
         except FileNotFoundError:
             return
         except OSError as error:
             self.problems.append(f"{file}: cannot be read: {error.strerror or error}")
             return
+        self.user_content(file, content)
+
+    def user_content(self, file: Path, content: bytes) -> None:
         try:
-            tree = _parse_toml(file, content)
+            tree = parse_toml(file, content)
         except ConfigError as error:
             self.problems.append(str(error))
             return
@@ -247,7 +268,7 @@ class _Reading:
         self.before_project = dict(self.values), dict(self.origins)
         refused = self.refused
         try:
-            content = _read(file)
+            content = read_file(file)
         except OSError as error:
             refused.append(Refusal("", f"cannot be read: {error.strerror or error}"))
             return Project(file, "", False)
@@ -255,7 +276,7 @@ class _Reading:
         trusted = _trusted(trust_file(self.env)).get(str(file)) == digest
         problems: list[str] = []
         try:
-            tree = _parse_toml(file, content)
+            tree = parse_toml(file, content)
         except ConfigError as error:
             refused.append(Refusal("", str(error).removeprefix(f"{file}: ")))
             return Project(file, digest, False)
@@ -289,7 +310,8 @@ class _Reading:
         for name in self.env:
             if name.startswith(PREFIX) and name not in by_env and name not in KNOWN_ENVIRONMENT:
                 known = {*by_env, *KNOWN_ENVIRONMENT}
-                self.problems.append(f"{name}: unknown setting in the environment" + suggestion(name, known))
+                near = suggestion(name, known, PREFIX)
+                self.problems.append(f"{name}: unknown setting in the environment{near}")
 
     def inherit(self, spec: Spec) -> None:
         """Take a value from another program's variable where nobody said anything to us."""
@@ -393,7 +415,7 @@ class _Reading:
             yield ("dashboard_port", "listen"), f"dashboard_port ({port}) is a port of listen already; choose another"
 
 
-def _read(file: Path) -> bytes:
+def read_file(file: Path) -> bytes:
     """The content of a regular file of sane size; OSError otherwise (a FIFO in a clone must not hang us)."""
     handle = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     with open(handle, "rb") as stream:
@@ -405,7 +427,10 @@ def _read(file: Path) -> bytes:
         return stream.read(MAX_FILE_BYTES)
 
 
-def _parse_toml(file: Path, content: bytes) -> dict[str, Any]:
+def parse_toml(file: Path, content: bytes) -> dict[str, Any]:
+    """The tree of a TOML file. Raises ConfigError with the line and what to do."""
+    import tomllib
+
     try:
         return tomllib.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError:
@@ -417,11 +442,17 @@ def _parse_toml(file: Path, content: bytes) -> dict[str, Any]:
 def _trusted(record: Path) -> dict[str, str]:
     """Trusted project files with their digests. A record that is missing or broken trusts nothing."""
     try:
-        tree = json.loads(_read(record))
+        tree = json.loads(read_file(record))
     except (OSError, ValueError):
         return {}
     files = tree.get("files") if isinstance(tree, dict) else None
     return {name: value for name, value in files.items() if isinstance(value, str)} if isinstance(files, dict) else {}
+
+
+def _write_trusted(record: Path, known: Mapping[str, str]) -> None:
+    folder = record.parent.resolve()  # people keep their configuration elsewhere, behind a link
+    make_private(folder)
+    write_private(folder / record.name, json.dumps({"version": 1, "files": known}, indent=1, sort_keys=True) + "\n")
 
 
 def _is_ours(raw: str, env: Mapping[str, str]) -> bool:
