@@ -54,7 +54,9 @@ mutate *ARGS:
 
 # write the generated pages anew
 docs:
-    "{{ python }}" packaging/docs.py
+    "{{ python }}" -m dbproxy.config --markdown > docs/settings.md
+    "{{ python }}" -m dbproxy.cli.help > docs/cli.md
+    "{{ python }}" -m dbproxy.hooks.document docs/hooks.md
 
 # renew both locks from pyproject.toml
 locks *ARGS:

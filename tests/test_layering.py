@@ -197,6 +197,8 @@ def test_what_the_layers_allow_is_not_caught(tmp_path):
         "wire/h1.py": "import h11",
         "app/__init__.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from . import run",
         "app/run.py": "from dbproxy import app, net",
+        "app/one.py": "from dbproxy.app import two",
+        "app/two.py": "def later():\n    from dbproxy.app import one",
         "cli/__init__.py": "import os\nprint(os.environ)\nfrom dbproxy.app import run",
     }
     for name, text in files.items():

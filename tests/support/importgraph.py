@@ -17,11 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """One import statement's target: a dotted module name, as far as modules of the tree are known."""
+    """One import statement's target: a dotted module name, as far as modules of the tree are known.
+
+    `deferred` imports stand inside a function, so that they happen when it is called and not when the module loads.
+    """
 
     target: str
     line: int
     typing_only: bool
+    deferred: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +53,12 @@ def read_module(name: str, path: Path, known: frozenset[str]) -> Module:
 
 
 def cycles(modules: dict[str, Module]) -> list[list[str]]:
-    """Strongly connected groups of more than one module, each sorted; typing-only imports do not count.
+    """Strongly connected groups of more than one module, each sorted; only what happens while a module loads counts.
 
     A module's step to its own package does not count unless it imports a name from it: Python has loaded it by then.
     """
     edges = {
-        name: {i.target for i in module.imports if not i.typing_only and i.target in modules and i.target != name}
+        name: {i.target for i in module.imports if not (i.typing_only or i.deferred) and i.target in modules} - {name}
         for name, module in modules.items()
     }
     index: dict[str, int] = {}
@@ -91,17 +95,22 @@ def _files(root: Path, folder: str) -> Iterator[tuple[str, Path]]:
 
 def _imports(tree: ast.Module, package: str, known: frozenset[str]) -> Iterator[Import]:
     typing_lines = {
-        inner.lineno
+        line
         for node in ast.walk(tree)
         if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
         for statement in node.body
-        for inner in ast.walk(statement)
-        if isinstance(inner, ast.Import | ast.ImportFrom)
+        for line in _import_lines(statement)
+    }
+    deferred = {
+        line
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for line in _import_lines(node)
     }
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield Import(alias.name, node.lineno, node.lineno in typing_lines)
+                yield Import(alias.name, node.lineno, node.lineno in typing_lines, node.lineno in deferred)
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
@@ -109,4 +118,9 @@ def _imports(tree: ast.Module, package: str, known: frozenset[str]) -> Iterator[
                 base = ".".join([*parents[: len(parents) - node.level + 1], *([base] if base else [])])
             for alias in node.names:
                 inner_name = f"{base}.{alias.name}"
-                yield Import(inner_name if inner_name in known else base, node.lineno, node.lineno in typing_lines)
+                target = inner_name if inner_name in known else base
+                yield Import(target, node.lineno, node.lineno in typing_lines, node.lineno in deferred)
+
+
+def _import_lines(node: ast.AST) -> Iterator[int]:
+    return (inner.lineno for inner in ast.walk(node) if isinstance(inner, ast.Import | ast.ImportFrom))
