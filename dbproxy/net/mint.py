@@ -88,14 +88,17 @@ def leaf(root_certificate: bytes, root_key: bytes, name: str, *, not_before: flo
         ) from error
     if not isinstance(signer, ec.EllipticCurvePrivateKey):
         raise CertificateError("the interception root has no EC key", hint="Run: dbproxy certs rotate")
+    general_name = _general_name(name)
+    # OpenSSL takes a common name for a DNS name where there is no other, and an address is permitted as none.
+    is_address = isinstance(general_name, x509.IPAddress)
     ours: dict[x509.ObjectIdentifier, tuple[x509.ExtensionType, bool]] = {
         ExtensionOID.KEY_USAGE: (_usage(sign_certificates=False), True),
         ExtensionOID.EXTENDED_KEY_USAGE: (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False),
-        ExtensionOID.SUBJECT_ALTERNATIVE_NAME: (x509.SubjectAlternativeName([_general_name(name)]), False),
+        ExtensionOID.SUBJECT_ALTERNATIVE_NAME: (x509.SubjectAlternativeName([general_name]), False),
     }
     builder = x509.CertificateBuilder(
         issuer_name=draft.issuer,
-        subject_name=_subject(name if len(name) <= _MAX_COMMON_NAME else "dbproxy leaf"),
+        subject_name=_subject("dbproxy leaf" if is_address or len(name) > _MAX_COMMON_NAME else name),
         public_key=draft.public_key(),
         serial_number=draft.serial_number,
         not_valid_before=draft.not_valid_before_utc,
