@@ -63,12 +63,12 @@ class _Block:
                 block[key] = shapes.mend(shapes.text(block.get(key)) + added)
         if self.citations:
             block["citations"] = [*shapes.sequence(block.get("citations")), *self.citations]
-        spelled = self.input.getvalue()
+        spelled = shapes.mend(self.input.getvalue())
         if not spelled.strip():
             return block, ""
-        value = shapes.parse(spelled.encode("utf-8", "surrogatepass"))
+        value = shapes.parse(spelled.encode())
         if not isinstance(value, dict):
-            return block, shapes.mend(spelled)
+            return block, spelled
         block["input"] = value
         return block, ""
 
@@ -126,7 +126,9 @@ class Accumulator:
             self._feed_any(event_name, data)
 
     def _feed_any(self, event_name: bytes, data: bytes) -> None:
-        value = shapes.parse(data)
+        value, halves = shapes.parse_halves(data)
+        if halves and shapes.text(shapes.mapping(shapes.mapping(value).get("delta")).get("type")) not in _KEYS:
+            value = shapes.mend_all(value)
         if not isinstance(value, dict):
             self.unknown += 1
             return

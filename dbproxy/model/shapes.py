@@ -16,19 +16,25 @@ UNREADABLE: Final = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
 def parse(data: bytes | msgspec.Raw) -> Any:
-    """The JSON value in ``data``, None if it holds none.
+    """The JSON value in ``data``, None if it holds none. Its strings suit any encoder."""
+    value, halves = parse_halves(data)
+    return mend_all(value) if halves else value
 
-    Escaped halves of a surrogate pair are accepted (a gateway that cuts text by UTF-16 units sends them in two
-    events); ``mend`` joins them afterwards.
+
+def parse_halves(data: bytes | msgspec.Raw) -> tuple[Any, bool]:
+    """The same, leaving escaped halves of surrogate pairs alone, and whether there may be any.
+
+    A gateway that cuts text by UTF-16 units sends the halves of one character in two events; whoever joins the texts
+    calls ``mend`` afterwards.
     """
     try:
-        return _DECODE(data)
+        return _DECODE(data), False
     except UNREADABLE:
         pass
     try:
-        return json.loads(bytes(data), parse_constant=_refuse)
+        return json.loads(bytes(data), parse_constant=_refuse), True
     except UNREADABLE:
-        return None
+        return None, False
 
 
 def _refuse(constant: str) -> None:
@@ -42,6 +48,14 @@ def mend(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text
+
+
+def mend_all(value: Any) -> Any:
+    """``mend`` for every string of a JSON value; None if it nests too deeply."""
+    try:
+        return json.loads(mend(json.dumps(value, ensure_ascii=False)))
+    except UNREADABLE:
+        return None
 
 
 def mapping(value: object) -> dict[str, Any]:

@@ -8,7 +8,7 @@ Invariants: all counts are whole numbers, zero or more; the two cache-write coun
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from dbproxy.model import shapes
 
@@ -103,8 +103,9 @@ def merge(current: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:
     for key, value in update.items():
         known = merged.get(key)
         if isinstance(value, dict) and isinstance(known, dict):
-            merged[key] = merge(known, value)
-        elif known is None or value not in (None, 0, [], "", False):
+            # The objects of a usage report are flat; following deeper ones would let a hostile body exhaust the stack.
+            merged[key] = {**known, **{k: v for k, v in value.items() if known.get(k) is None or v not in _NOTHING}}
+        elif known is None or value not in _NOTHING:
             merged[key] = value
     return merged
 
@@ -118,7 +119,8 @@ def total(parts: Iterable[Usage]) -> Usage:
     return Usage(**sums)  # type: ignore[arg-type]  # the names are exactly those of the counts
 
 
-_COUNTS = (
+_NOTHING: Final[tuple[object, ...]] = (None, 0, [], "")
+_COUNTS: Final = (
     "input_tokens",
     "output_tokens",
     "cache_read",
