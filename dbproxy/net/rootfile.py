@@ -156,7 +156,7 @@ def read_root(path: Path, notice: Callable[[str], None] | None) -> Root:
         not_before = float(ssl.cert_time_to_seconds(str(facts["notBefore"])))
         not_after = float(ssl.cert_time_to_seconds(str(facts["notAfter"])))
     except ssl.SSLError as error:
-        mismatch = "MISMATCH" in (error.reason or "")
+        mismatch = "MISMATCH" in str(error)
         raise Broken("key and certificate do not belong together" if mismatch else str(error)) from error
     except OSError as error:
         raise CertificateError(f"the interception root {path} cannot be checked: {error}") from error

@@ -105,7 +105,7 @@ _FAILED: Final = {
 def describe_peer_failure(error: BaseException) -> str:
     """Why a client's handshake failed, as the end of the sentence "the client failed: ..."."""
     if isinstance(error, ssl.SSLError):
-        reason = error.reason or ""
+        reason = _reason(error)
         known = _REJECTED.get(reason) or _FAILED.get(reason)
         if known is not None:
             return known
@@ -121,19 +121,24 @@ def describe_peer_failure(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
+def _reason(error: ssl.SSLError) -> str:
+    """OpenSSL's name for the failure; errors that Python code raised have none."""
+    return getattr(error, "reason", None) or ""
+
+
 def is_rejection(error: BaseException, *, answered: bool) -> bool:
     """Whether the failure says that the client does not trust our certificate.
 
     ``answered``: our flight with the certificate had been sent. Node and the native client send no alert but just
     close then (client facts 1.1), so a bare end counts from there on; a timeout or a broken record does not.
     """
-    if isinstance(error, ssl.SSLError) and (error.reason or "") in _REJECTED:
+    if isinstance(error, ssl.SSLError) and _reason(error) in _REJECTED:
         return True
     if not answered or isinstance(error, TimeoutError):
         return False
     if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError | ConnectionError | EOFError):
         return True
-    return isinstance(error, ssl.SSLError) and error.reason == "UNEXPECTED_EOF_WHILE_READING"
+    return isinstance(error, ssl.SSLError) and _reason(error) == "UNEXPECTED_EOF_WHILE_READING"
 
 
 # Which clients are left alone.

@@ -236,7 +236,7 @@ def describe_verify_error(error: BaseException, host: str) -> tuple[str, str]:
         text, hint = _VERIFY.get(code, (f"is not acceptable: {message.rstrip('.')}", ""))
         return f"the certificate of {host} {text}", hint
     if isinstance(error, ssl.SSLError):
-        reason = error.reason or type(error).__name__
+        reason = getattr(error, "reason", None) or type(error).__name__
         if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
             return f"{host} does not speak TLS on that port", "Check scheme and port of the upstream's URL"
         if isinstance(error, ssl.SSLEOFError) or reason == "UNEXPECTED_EOF_WHILE_READING":
