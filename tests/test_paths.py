@@ -104,6 +104,18 @@ def test_a_folder_that_was_too_open_or_too_closed_is_made_right(tmp_path):
         assert mode(make_private(tmp_path / "d")) == 0o700
 
 
+def test_a_new_folder_is_private_from_its_first_moment(tmp_path, monkeypatch):
+    def too_late(_self, _mode):
+        raise AssertionError("it was open until now")
+
+    monkeypatch.setattr(Path, "chmod", too_late)
+    before = os.umask(0)
+    try:
+        make_private(tmp_path / "a" / "b")
+    finally:
+        os.umask(before)
+
+
 def test_parents_that_exist_are_left_alone(tmp_path):
     tmp_path.chmod(0o755)
     make_private(tmp_path / "d")

@@ -7,14 +7,11 @@ any is raised; what a project file may not set is refused, said and without effe
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import stat
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from dbproxy.config.settings import KNOWN_ENVIRONMENT, PREFIX, Settings, Spec, Table, core_table
 from dbproxy.config.values import Context, HostPort
@@ -172,7 +169,7 @@ def trust_project(directory: Path, env: Mapping[str, str]) -> Project:
     parse_toml(file, content)
     record = trust_file(env)
     known = _trusted(record)
-    digest = hashlib.sha256(content).hexdigest()
+    digest = _digest(content)
     known[str(file)] = digest
     _write_trusted(record, known)
     return Project(file, digest, trusted=True)
@@ -198,7 +195,7 @@ def problems_of_user_file(file: Path, content: bytes, env: Mapping[str, str]) ->
 
 def suggestion(name: str, known: Iterable[str], common: str = "") -> str:
     """The end of an error about an unknown name: the nearest known one, or nothing. ``common`` begins all of them."""
-    import difflib  # here, as the two below: every launch pays for what stands on top
+    import difflib  # here, as others below: every launch pays for what stands on top
 
     # Of a dotted name only the last part is compared, with its neighbours: a common beginning is no likeness.
     folder, dot, _last = name.rpartition(".")
@@ -272,7 +269,7 @@ class _Reading:
         except OSError as error:
             refused.append(Refusal("", f"cannot be read: {error.strerror or error}"))
             return Project(file, "", False)
-        digest = hashlib.sha256(content).hexdigest()
+        digest = _digest(content)
         trusted = _trusted(trust_file(self.env)).get(str(file)) == digest
         problems: list[str] = []
         try:
@@ -439,8 +436,16 @@ def parse_toml(file: Path, content: bytes) -> dict[str, Any]:
         raise ConfigError(f"{file}: not valid TOML: {error}", hint="Mend that line, or rename the file") from None
 
 
+def _digest(content: bytes) -> str:
+    import hashlib
+
+    return hashlib.sha256(content).hexdigest()
+
+
 def _trusted(record: Path) -> dict[str, str]:
     """Trusted project files with their digests. A record that is missing or broken trusts nothing."""
+    import json
+
     try:
         tree = json.loads(read_file(record))
     except (OSError, ValueError):
@@ -450,6 +455,8 @@ def _trusted(record: Path) -> dict[str, str]:
 
 
 def _write_trusted(record: Path, known: Mapping[str, str]) -> None:
+    import json
+
     folder = record.parent.resolve()  # people keep their configuration elsewhere, behind a link
     make_private(folder)
     write_private(folder / record.name, json.dumps({"version": 1, "files": known}, indent=1, sort_keys=True) + "\n")
@@ -460,6 +467,8 @@ def _is_ours(raw: str, env: Mapping[str, str]) -> bool:
     own = env.get("DBPROXY_URL", "")
     if not own:
         return False
+    from urllib.parse import urlsplit
+
     try:
         mine, theirs = urlsplit(own), urlsplit(raw)
         return (mine.hostname, mine.port) == (theirs.hostname, theirs.port)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -157,6 +158,23 @@ def test_processes_that_share_a_file_tear_no_line_and_lose_none(tmp_path):
     files = [path, *(path.with_name(name) for name in rotated(path))]
     seen = [(line["writer"], line["hour"], line["number"]) for file in files for line in lines(file)]
     assert len(seen) == len(set(seen)) == 3 * 5 * 200
+
+
+def test_who_waited_for_the_rotation_of_another_process_does_not_rotate_again(open_journal, clock):
+    journal = open_journal()
+    journal.emit("one")
+    assert journal.flush(5)
+    lock = os.open(journal.path.parent / ".dbproxy.jsonl.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    clock.now += HOUR
+    journal.emit("two")
+    assert not journal.flush(0.2)
+    journal.path.rename(journal.path.with_name("dbproxy.jsonl.2026-03-01T10"))
+    journal.path.write_text('{"timestamp":"2026-03-01T11:59:58.000Z","level":"info","event":"theirs"}\n')
+    os.close(lock)
+    assert journal.flush(5)
+    assert rotated(journal.path) == ["dbproxy.jsonl.2026-03-01T10"]
+    assert events(journal.path) == ["theirs", "two"]
 
 
 def test_old_files_go_after_the_days_to_keep_and_strangers_stay(open_journal, clock):
