@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
 #: The type of what `render` returns.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -36,14 +37,19 @@ class Sample:
     help: str = ""
 
     def check(self) -> None:
-        """Raise ValueError if the sample cannot be written."""
-        if not _NAME.match(self.name):
-            raise ValueError(f"metric name {self.name!r} is not a Prometheus name")
-        if self.kind not in ("counter", "gauge"):
-            raise ValueError(f"metric kind {self.kind!r} is neither counter nor gauge")
-        for label in self.labels:
-            if not _LABEL.match(label):
-                raise ValueError(f"label {label!r} of {self.name} is not a Prometheus label")
+        """Raise ValueError if the sample cannot be written. Types are looked at too: plugins need not be checked."""
+        sample: Any = self
+        if not (isinstance(sample.name, str) and _NAME.match(sample.name)):
+            raise ValueError(f"metric name {sample.name!r} is not a Prometheus name")
+        if not isinstance(sample.value, int | float):
+            raise ValueError(f"the value of {sample.name} is no number")
+        if sample.kind not in ("counter", "gauge"):
+            raise ValueError(f"metric kind {sample.kind!r} is neither counter nor gauge")
+        if not (isinstance(sample.help, str) and isinstance(sample.labels, Mapping)):
+            raise ValueError(f"help or labels of {sample.name} have the wrong type")
+        for label, value in sample.labels.items():
+            if not (isinstance(label, str) and _LABEL.match(label) and isinstance(value, str)):
+                raise ValueError(f"label {label!r} of {sample.name} is not a Prometheus label with a text value")
 
 
 def render(samples: Iterable[Sample]) -> str:
@@ -63,7 +69,7 @@ def render(samples: Iterable[Sample]) -> str:
 def _labels(labels: Mapping[str, str]) -> str:
     if not labels:
         return ""
-    return "{" + ",".join(f'{key}="{_escape_label(str(value))}"' for key, value in labels.items()) + "}"
+    return "{" + ",".join(f'{key}="{_escape_label(value)}"' for key, value in labels.items()) + "}"
 
 
 def _escape_label(text: str) -> str:

@@ -1,0 +1,51 @@
+"""The surface for plugins, pinned: a change here is a change of the interface and of API_VERSION."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+from dbproxy import api
+
+SURFACE = """
+API_VERSION Accumulator App ConfigError ConnectionFacts DbproxyError Emit Exchange Fields LocalResponse Outcome
+PeerError PluginError ProtocolViolation Refused RequestDraft RequestHead ResponseHead Sample SendBytes Service SseEvent
+StreamFilter StreamTap Timings TunnelDecision UpstreamError Usage Via decode_body encode_event hookimpl
+"""
+
+
+def test_surface_is_pinned() -> None:
+    assert api.__all__ == SURFACE.split()
+    public = {name for name in vars(api) if not name.startswith("_") and name != "annotations"}
+    assert public == set(api.__all__)
+    assert api.API_VERSION == (1, 0)
+
+
+def test_everything_is_documented() -> None:
+    for name in api.__all__:
+        value = getattr(api, name)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            assert inspect.getdoc(value), name
+
+
+def test_import_brings_no_event_loop() -> None:
+    """The launcher loads plugins for one hook, before there is a loop: that must stay cheap."""
+    code = "import sys, dbproxy.api, dbproxy.hooks.calls; print({'trio', 'cryptography', 'h2'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert result.stdout.strip() == "set()"
+
+
+def test_first_party_plugins_use_nothing_else() -> None:
+    root = Path(__file__).parents[2]
+    sources = list(root.glob("plugins/*/dbproxy_*/**/*.py"))
+    assert sources
+    for file in sources:
+        for line in file.read_text().splitlines():
+            if line.strip().startswith(("import dbproxy", "from dbproxy")):
+                own = file.relative_to(root / "plugins").parts[1]
+                assert line.strip().startswith(("from dbproxy.api import", f"from {own}", f"import {own}")), (
+                    file,
+                    line,
+                )
