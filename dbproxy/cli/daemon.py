@@ -5,6 +5,7 @@ Owns the words; every decision is in ``dbproxy.proc.daemon``. Must never import 
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from typing import TYPE_CHECKING
@@ -106,13 +107,13 @@ def _status(args: argparse.Namespace) -> int:
         print("not running" if state is None or not is_alive(state.pid, state.pid_identity) else _silent(state.pid))
         return 1
     print(f"running: {state.url} (pid {state.pid}, version {health.version or state.version})")
-    print(f"  since     {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(state.started))}")
-    print(f"  listens   {', '.join(state.listen)}")
-    print(f"  reads     {', '.join(state.intercept) or 'nothing'}")
-    print(f"  data      {state.data_dir}")
+    print(f"  since         {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(state.started))}")
+    print(f"  listens       {', '.join(state.listen)}")
+    print(f"  reads         {', '.join(state.intercept) or 'nothing'}")
+    print(f"  data          {state.data_dir}")
     for name in ("conversations", "passthrough"):
         if name in health.body:
-            print(f"  {name:<9} {health.body[name]}".rstrip())
+            print(f"  {name:<13} {json.dumps(health.body[name])}")
     return 0
 
 
