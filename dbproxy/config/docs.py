@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dbproxy.config.settings import core_table
@@ -49,4 +48,4 @@ def _row(spec: Spec) -> str:
 def _default(spec: Spec) -> str:
     if spec.default is None or spec.default == ():
         return "unset"
-    return f"`{spec.kind.text(Path(spec.default) if isinstance(spec.default, Path) else spec.default)}`"
+    return f"`{spec.kind.text(spec.default)}`"
