@@ -52,6 +52,7 @@ OWN_NAMES: Final = ("localhost", "127.0.0.1", "::1")
 
 _ROOT_NUMBER: Final = re.compile(r"root-(\d{4,9})\.pem")
 _PLAIN_NAME: Final = re.compile(r"[a-z0-9_.-]{1,100}")
+_ASIDE: Final = "root-*.pem.broken"
 _CACHED_LEAVES: Final = 256
 _MAX_NOTICES: Final = 1000
 
@@ -184,6 +185,8 @@ class Authority:
         Kept are the current root, roots in use, and all while the newest is younger than ``grace`` seconds. What was
         moved aside as broken goes too, since it may hold a key.
         """
+        if self._roots.keys() <= {self.current.fingerprint, *in_use} and not any(self.folder.glob(_ASIDE)):
+            return ()
         with self._lock, rootfile.locked(self.folder):
             self._read_roots()
             now = self._clock()
@@ -192,7 +195,7 @@ class Authority:
                 return ()
             spare = [root for root in self.roots if root is not self._current and root.fingerprint not in in_use]
             dropped = tuple(root for root in spare if self._delete(root))
-            for aside in self.folder.glob("root-*.pem.broken"):
+            for aside in self.folder.glob(_ASIDE):
                 with suppress(OSError):
                     aside.unlink()
             if dropped:

@@ -44,6 +44,8 @@ def server_context(chain: bytes, alpn: Sequence[str] = HTTP1) -> ssl.SSLContext:
         # A password that cannot be right: without one OpenSSL asks on the terminal for that of an encrypted key.
         context.load_cert_chain(path, password="")
     context.set_alpn_protocols(list(alpn))
+    # Each ticket costs 0.02 ms of a handshake's 0.2, and clients rarely come back with one (client facts 1.2).
+    context.num_tickets = 1
     return context
 
 

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import re
 import ssl
+import stat
 import sys
 import threading
+from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -45,7 +47,9 @@ _CERTIFICATE: Final = re.compile(
 )
 _MAX_BUNDLE: Final = 16 * 1024 * 1024  # the largest known bundle is under 1 MB
 
-_built: dict[tuple[object, ...], tuple[ssl.SSLContext, tuple[str, ...]]] = {}
+_MAX_CONTEXTS: Final = 32  # a launch may bring its own files; some 1 MB each
+
+_built: OrderedDict[tuple[object, ...], ssl.SSLContext] = OrderedDict()
 _lock = threading.Lock()
 
 
@@ -67,17 +71,19 @@ def upstream_context(
     """
     key = (tuple(extra_files), tuple(user_files), own_pem, tuple(alpn), platform)
     with _lock:
-        built = _built.get(key)
-        if built is None:
-            notices: list[str] = []
-            context = _build(extra_files, user_files, own_pem, notices.append, platform)
+        context = _built.get(key)
+        if context is None:
+            context = _build(extra_files, user_files, own_pem, notice or _unsaid, platform)
             context.set_alpn_protocols(list(alpn))
-            _built[key] = (context, tuple(notices))
-            for text in notices:
-                if notice is not None:
-                    notice(text)
-            return context
-    return built[0]
+            _built[key] = context
+        _built.move_to_end(key)
+        while len(_built) > _MAX_CONTEXTS:
+            _built.popitem(last=False)
+        return context
+
+
+def _unsaid(_text: str) -> None:
+    """Nobody asked."""
 
 
 def _build(
@@ -174,9 +180,12 @@ def _certificates_in(path: Path) -> bytes:
 
 
 def _read(path: Path) -> bytes:
-    if not path.is_dir():
-        if path.stat().st_size > _MAX_BUNDLE:
-            raise OSError(f"{path} is larger than any bundle of certificates")
+    status = path.stat()
+    if not stat.S_ISDIR(status.st_mode):
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe could take for ever
+            raise OSError("it is neither a file nor a folder")
+        if status.st_size > _MAX_BUNDLE:
+            raise OSError("it is larger than any bundle of certificates")
         return path.read_bytes()
     files = [child for child in sorted(path.iterdir()) if child.is_file() and child.stat().st_size <= _MAX_BUNDLE]
     return b"\n".join(child.read_bytes() for child in files)

@@ -8,8 +8,10 @@ import ssl
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from cryptography import x509
@@ -18,6 +20,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from dbproxy.errors import CertificateError, ConfigError
 from dbproxy.net import ca, rootfile
 from dbproxy.net.ca import Authority
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 HOST = "api.anthropic.com"
 DAY = 86400.0
@@ -322,13 +327,10 @@ def as_nobody(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def open_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that another user can reach."""
-    base = tmp_path_factory.mktemp("shared")
-    for parent in base.parents:
-        if parent != parent.parent and parent.stat().st_uid == os.geteuid() and parent.name.startswith("pytest-"):
-            parent.chmod(0o755)
-    return base / "data" / "ca"
+def open_folder() -> Iterator[Path]:
+    """A folder that another user can reach; pytest's own temporary folders are closed to them."""
+    with tempfile.TemporaryDirectory(prefix="dbproxy-test-") as base:
+        yield Path(base) / "data" / "ca"
 
 
 def test_unreadable_root_is_an_error_and_left_alone(open_folder: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 import subprocess
 import sys
 import time
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 import pytest
@@ -33,7 +35,7 @@ class Made:
 
 @pytest.fixture(autouse=True)
 def _fresh_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trust, "_built", {})
+    monkeypatch.setattr(trust, "_built", OrderedDict())
 
 
 @pytest.fixture(params=["linux", "darwin"])
@@ -180,6 +182,23 @@ def test_huge_file_is_not_read(tmp_path: Path) -> None:
         file.truncate(17 * 1024 * 1024)
     with pytest.raises(ConfigError, match="larger than any bundle"):
         trust.upstream_context([path])
+
+
+def test_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    said: list[str] = []
+    trust.upstream_context(user_files=[pipe], notice=said.append)
+    assert said == [f"the certificates in {pipe} are not used: it is neither a file nor a folder"]
+
+
+def test_number_of_contexts_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trust, "_MAX_CONTEXTS", 2)
+    first = trust.upstream_context()
+    for number in range(3):
+        assert trust.upstream_context() is first
+        trust.upstream_context(user_files=[tmp_path / str(number)])
+    assert len(trust._built) == 2
 
 
 # The system's roots
