@@ -167,6 +167,12 @@ class Island:
         }
         (self.home / ".claude.json").write_text(json.dumps(state))
 
+    def configure(self, **settings: str) -> None:
+        """The user's own configuration file: what holds for traffic without a launch scope."""
+        file = self.home / ".config" / "dbproxy" / "config.toml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
+
     def step(
         self,
         *command: str,

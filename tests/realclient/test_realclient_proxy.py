@@ -25,7 +25,8 @@ def through(request, island):
         if request.param == "launcher":
             steps = [island.step("dbproxy", "claude", *words, env=env, seconds=seconds) for words in argument_lists]
         else:
-            steps = [island.step("dbproxy", "start")]
+            island.configure(upstream_ca=str(island.ca))
+            steps = [island.step("dbproxy", "start", env={"DBPROXY_UPSTREAM_CA": None})]
             steps += [island.step("claude", *words, env=base, seconds=seconds) for words in argument_lists]
         story = island.run(script, *steps, island.step("dbproxy", "stop"))
         assert [step.code for step in story.steps] == [0] * len(story.steps), story
