@@ -1,4 +1,4 @@
-"""The fake API on the wire: what it records, how it frames, codes, paces and breaks, checked with raw sockets and h11."""
+"""The fake API on the wire: what it records, how it frames, codes, paces and breaks, through raw sockets and h11."""
 
 from __future__ import annotations
 
@@ -63,30 +63,53 @@ class Talker:
                 raise EOFError(event)
 
 
-async def connect(origin):
-    stream = await trio.open_tcp_stream("127.0.0.1", origin.port)
-    if origin.tls_port == origin.port:
-        context = ssl.create_default_context(cadata=origin.ca_pem.decode())
-        context.set_alpn_protocols(["http/1.1"])
-        stream = trio.SSLStream(stream, context, server_hostname="api.anthropic.com", https_compatible=True)
-        await stream.do_handshake()
-    return Talker(stream)
+@pytest.fixture
+async def connect():
+    """Opens raw clients, TLS where the origin's first port is; whatever a test leaves open is closed at its end."""
+    opened = []
+
+    async def connect(origin, name="api.anthropic.com"):
+        stream = await trio.open_tcp_stream("127.0.0.1", origin.port)
+        opened.append(stream)
+        if origin.tls_port == origin.port:
+            context = ssl.create_default_context(cadata=origin.ca_pem.decode())
+            context.set_alpn_protocols(["http/1.1"])
+            stream = trio.SSLStream(stream, context, server_hostname=name, https_compatible=True)  # noqa: TID251
+            try:
+                await stream.do_handshake()
+            except trio.BrokenResourceError:
+                await trio.aclose_forcefully(opened[-1])
+                raise
+        return Talker(stream)
+
+    yield connect
+    for stream in opened:
+        await trio.aclose_forcefully(stream)
 
 
-async def ask(origin, data=None, method="POST"):
-    talker = await connect(origin)
-    async with talker.stream:
-        await talker.send(message() if data is None else data)
-        with trio.fail_after(5):
-            return await talker.answer(method)
+@pytest.fixture
+async def ask(connect):
+    """One request on a connection of its own; its answer, once the origin has booked it."""
+
+    async def ask(origin, data=None, method="POST"):
+        talker = await connect(origin)
+        async with talker.stream:
+            await talker.send(message() if data is None else data)
+            with trio.fail_after(5):
+                answer = await talker.answer(method)
+                await origin.wait_answered()
+                return answer
+
+    return ask
 
 
 @pytest.mark.parametrize("tls", [False, True])
 @pytest.mark.parametrize("step", [1, 7, 100000])
-async def test_records_every_byte_of_pipelined_requests(tls, step):
+async def test_records_every_byte_of_pipelined_requests(tls, step, connect):
     first = message(BODY, b"x-odd:   spaced  ")
     chunked = (
-        b"POST /v1/messages HTTP/1.1\r\nHost: a\r\nx-api-key: k\r\nanthropic-version: v\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"POST /v1/messages HTTP/1.1\r\nHost: a\r\nx-api-key: k\r\nanthropic-version: v\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n"
         b"5;note=1\r\n" + BODY[:5] + b"\r\n%x\r\n" % (len(BODY) - 5) + BODY[5:] + b"\r\n0\r\nx-sum: 1\r\n\r\n"
     )
     third = b"GET /api/hello HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -136,7 +159,7 @@ DECODERS = {
 @pytest.mark.parametrize("framing", ["chunked", "length", "close"])
 @pytest.mark.parametrize("coding", list(DECODERS))
 @pytest.mark.parametrize("chunk_size", [0, 1])
-async def test_codings_and_framings(framing, coding, chunk_size):
+async def test_codings_and_framings(framing, coding, chunk_size, ask):
     answer = say("ä漢🙂" * 5, framing=framing, coding=coding, chunk_size=chunk_size, delta_chars=3)
     async with open_origin(answer) as origin:
         _, response, body, _ = await ask(origin)
@@ -153,7 +176,7 @@ async def test_codings_and_framings(framing, coding, chunk_size):
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd"])
-async def test_a_coded_stream_is_flushed_at_every_event(coding):
+async def test_a_coded_stream_is_flushed_at_every_event(coding, connect):
     """Each event can be decoded when it arrives, long before the next one (client facts 1.4)."""
     answer = say("one two three", coding=coding, stall_after=3, stall=60)
     async with open_origin(answer) as origin:
@@ -174,7 +197,7 @@ async def test_a_coded_stream_is_flushed_at_every_event(coding):
         await talker.stream.aclose()
 
 
-async def test_trailers_and_informational_answers():
+async def test_trailers_and_informational_answers(ask):
     hints = ((103, (("link", "</x>"),)),)
     async with open_origin(say("x", trailers=(("x-sum", "7"),), informational=hints)) as origin:
         early, _, _, trailers = await ask(origin)
@@ -182,7 +205,7 @@ async def test_trailers_and_informational_answers():
         assert trailers == [(b"x-sum", b"7")]
 
 
-async def test_continue_is_sent_only_when_waited_for():
+async def test_continue_is_sent_only_when_waited_for(connect):
     async with open_origin("plain") as origin:
         talker = await connect(origin)
         whole = message(BODY, b"Expect: 100-continue")
@@ -199,7 +222,7 @@ async def test_continue_is_sent_only_when_waited_for():
         await talker.stream.aclose()
 
 
-async def test_an_early_answer_does_not_wait_for_the_body():
+async def test_an_early_answer_does_not_wait_for_the_body(connect):
     rule = Rule((fail(413, "too large", early=True),), Match(path="/v1/messages"))
     async with open_origin([rule]) as origin:
         talker = await connect(origin)
@@ -215,7 +238,7 @@ async def test_an_early_answer_does_not_wait_for_the_body():
         await talker.stream.aclose()
 
 
-async def test_an_early_answer_to_a_waiting_client_closes():
+async def test_an_early_answer_to_a_waiting_client_closes(connect):
     rule = Rule((fail(413, "too large", early=True),), Match(path="/v1/messages"))
     async with open_origin([rule]) as origin:
         talker = await connect(origin)
@@ -228,7 +251,7 @@ async def test_an_early_answer_to_a_waiting_client_closes():
 
 @pytest.mark.parametrize("tls", [False, True])
 @pytest.mark.parametrize("how", ["fin", "close_notify", "rst"])
-async def test_cuts(tls, how):
+async def test_cuts(tls, how, connect):
     async with open_origin(say("x" * 5000, cut_after=4, cut_how=how), tls=tls) as origin:
         talker = await connect(origin)
         await talker.send(message())
@@ -246,7 +269,7 @@ async def test_cuts(tls, how):
         assert bytes(sent.body).count(b"\n\n") == 4
 
 
-async def test_cut_inside_an_event_and_before_the_head():
+async def test_cut_inside_an_event_and_before_the_head(ask):
     async with open_origin([Rule((say("x", cut_bytes=50), say("x", cut_after=-1)))]) as origin:
         with pytest.raises(h11.RemoteProtocolError):
             await ask(origin)
@@ -257,7 +280,7 @@ async def test_cut_inside_an_event_and_before_the_head():
 
 
 @pytest.mark.parametrize("tls", [False, True])
-async def test_a_client_that_goes_away_is_seen_at_once(tls):
+async def test_a_client_that_goes_away_is_seen_at_once(tls, connect):
     async with open_origin(say("x", stall_after=1, stall=60), tls=tls) as origin:
         talker = await connect(origin)
         await talker.send(message())
@@ -299,7 +322,7 @@ async def test_pings_while_it_waits(kind, seen, autojump_clock):
     assert trio.current_time() - began == pytest.approx(54.5)
 
 
-async def test_error_events_first_and_after_content():
+async def test_error_events_first_and_after_content(ask):
     from dbproxy.testing.origin.grammar import Reader, StreamError
 
     async with open_origin([Rule((say("x", error_after=0), say("x", error_after=3)))]) as origin:
@@ -311,7 +334,7 @@ async def test_error_events_first_and_after_content():
             assert caught.value.error["type"] == "overloaded_error"
 
 
-async def test_raw_answers_are_written_as_they_stand():
+async def test_raw_answers_are_written_as_they_stand(connect):
     raw = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello"
     async with open_origin(Answer(raw=raw)) as origin:
         talker = await connect(origin)
@@ -323,7 +346,7 @@ async def test_raw_answers_are_written_as_they_stand():
         assert got == raw
 
 
-async def test_garbage_is_recorded_as_a_violation():
+async def test_garbage_is_recorded_as_a_violation(connect):
     async with open_origin() as origin:
         talker = await connect(origin)
         await talker.send(b"\x00\x01garbage\r\n\r\n")
@@ -339,7 +362,7 @@ async def test_garbage_is_recorded_as_a_violation():
         assert len(origin.violations) == 2
 
 
-async def test_websocket_frames_come_back_unmasked():
+async def test_websocket_frames_come_back_unmasked(connect):
     async with open_origin() as origin:
         talker = await connect(origin)
         frame = bytes([0x81, 0x85, 1, 2, 3, 4]) + bytes(
@@ -359,7 +382,7 @@ async def test_websocket_frames_come_back_unmasked():
 
 
 @pytest.mark.parametrize("certificate", ["expired", "wrong_name", "untrusted"])
-async def test_bad_certificates_are_refused_by_a_verifying_client(certificate):
+async def test_bad_certificates_are_refused_by_a_verifying_client(certificate, connect):
     async with open_origin(tls=True, certificate=certificate) as origin:
         with pytest.raises(trio.BrokenResourceError) as caught:
             await connect(origin)
@@ -370,18 +393,14 @@ async def test_bad_certificates_are_refused_by_a_verifying_client(certificate):
         assert origin.connections[0].how.startswith("tls: ")
 
 
-async def test_parallel_handshakes_keep_their_names_apart():
+async def test_parallel_handshakes_keep_their_names_apart(connect):
     async with open_origin(tls=True) as origin:
-        context = ssl.create_default_context(cadata=origin.ca_pem.decode())
 
         async def one(name):
-            stream = await trio.open_tcp_stream("127.0.0.1", origin.port)
-            secured = trio.SSLStream(stream, context, server_hostname=name, https_compatible=True)
-            await secured.do_handshake()
-            await secured.send_all(f"GET /{name} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode())
-            while await secured.receive_some(1000):
-                pass
-            await secured.aclose()
+            talker = await connect(origin, name)
+            await talker.send(f"GET /{name} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode())
+            assert (await talker.answer("GET"))[1].status_code == 404
+            await talker.stream.aclose()
 
         with trio.fail_after(10):
             async with trio.open_nursery() as nursery:
@@ -392,7 +411,7 @@ async def test_parallel_handshakes_keep_their_names_apart():
         assert all(request.path == f"/{request.connection.server_name}" for request in origin.requests)
 
 
-async def test_backpressure_reaches_the_sender():
+async def test_backpressure_reaches_the_sender(connect):
     """While the script does not read, a big upload stalls; the rest is taken afterwards, whole."""
     big = json.dumps(
         {"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "x" * 12_000_000}]}
@@ -416,7 +435,7 @@ async def test_backpressure_reaches_the_sender():
         await talker.stream.aclose()
 
 
-async def test_records_can_be_kept_small():
+async def test_records_can_be_kept_small(ask):
     async with open_origin(record="heads", keep=2) as origin:
         for _ in range(3):
             await ask(origin)
@@ -470,7 +489,7 @@ def test_scripts_in_json_say_the_same_as_in_python():
     assert (rule.times, rule.skip) == (4, 1)
 
 
-async def test_rules_take_turns_and_run_out():
+async def test_rules_take_turns_and_run_out(ask):
     rules = [Rule((say("a"), say("b")), Match(path="/v1/messages"), times=3, skip=1)]
     async with open_origin(rules) as origin:
         seen = []

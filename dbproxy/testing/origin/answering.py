@@ -93,6 +93,10 @@ def content_of(request: Received, answer: Answer) -> tuple[list[bytes], bool, st
         return list(answer.events), True, "text/event-stream; charset=utf-8"
     if answer.body is not None:
         return [answer.body] if answer.body else [], False, answer.content_type
+    if answer.fault is not None:
+        kind, told, details = (answer.fault[name] for name in ("type", "message", "details"))
+        body = events.error_body(kind, told, request_id=request_id(request), details=details)
+        return [body], False, answer.content_type or "application/json"
     if answer.blocks is None:
         return [], False, answer.content_type
     blocks = list(answer.blocks)
@@ -214,12 +218,17 @@ async def write_answer(peer: Sender, request: Received, answer: Answer, *, closi
     await _paced(body, answer, parts)
 
 
+def request_id(request: Received) -> str:
+    """The id of a request, in its answer's head and in error bodies."""
+    return f"req_origin{request.number:06d}"
+
+
 def standard_fields(request: Received, given: set[str]) -> list[tuple[str, str]]:
     """What every answer of the API carries: the request's id, and rate limits on messages (anthropic-api 1.8).
 
     The unified-* fields are left out on purpose: their presence changes how the client reads a 429.
     """
-    fields = [("request-id", f"req_origin{request.number:06d}")]
+    fields = [("request-id", request_id(request))]
     if request.is_messages:
         for kind, limit in (("requests", 4000), ("input-tokens", 2000000), ("output-tokens", 400000)):
             prefix = f"anthropic-ratelimit-{kind}"

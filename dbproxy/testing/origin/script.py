@@ -50,8 +50,8 @@ class Answer:
     """One answer. Times are seconds; event numbers count from 0 and leave pings out.
 
     Content, first that is given wins: ``raw`` (written as it stands, then the connection is closed), ``upgrade``,
-    ``events`` (exact pieces of a stream), ``body``, ``blocks`` (a message: streamed when the request asks for it).
-    Nothing given means an empty body.
+    ``events`` (exact pieces of a stream), ``body``, ``fault``, ``blocks`` (a message: streamed when the
+    request asks for it). Nothing given means an empty body.
     """
 
     # Content
@@ -63,6 +63,7 @@ class Answer:
     repeat: int = 1  # every text block's text this many times
     events: tuple[bytes, ...] | None = None
     body: bytes | None = None
+    fault: Mapping[str, Any] | None = None  # type, message, details: the API's error body, with the request's id
     content_type: str = ""
     raw: bytes | None = None
     upgrade: str = ""  # "echo": bytes as they come; "websocket": frames unmasked and sent back
@@ -119,12 +120,7 @@ def say(*blocks: events.Block | str, **how: Any) -> Answer:
 def fail(status: int, message: str, *, kind: str = "", details: Mapping[str, Any] | None = None, **how: Any) -> Answer:
     """An HTTP error in the API's shape (anthropic-api 1.7)."""
     kind = kind or ERROR_TYPES.get(status, "api_error")
-    return Answer(
-        status=status,
-        body=events.error_body(kind, message, request_id="req_origin_error", details=details),
-        content_type="application/json",
-        **how,
-    )
+    return Answer(status=status, fault={"type": kind, "message": message, "details": details}, **how)
 
 
 def document(value: Any, *, status: int = 200, **how: Any) -> Answer:
@@ -235,7 +231,7 @@ def answer_from(given: Mapping[str, Any]) -> Answer:
     """An answer from its JSON form.
 
     Beside the attributes of ``Answer`` it knows ``text`` (one text block), ``fail`` ({type, message, details}) for an
-    error body of ``status``, and ``retry_after``.
+    error body whose type follows from ``status``, and ``retry_after``.
     """
     names = [item.name for item in dataclasses.fields(Answer)]
     _known("answer", given, [*names, "text", "fail", "retry_after"])
