@@ -13,10 +13,9 @@ import json
 import os
 import secrets
 import socket
-import subprocess
 import sys
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -50,7 +49,7 @@ class DaemonState:
     executable: str
     data_dir: str
     intercept: tuple[str, ...] = ()
-    settings: Mapping[str, str] = _EMPTY
+    settings: Mapping[str, str] = field(default_factory=dict)
     dashboard: str = ""
 
     @classmethod
@@ -224,11 +223,14 @@ def process_identity(pid: int) -> str:
     except (OSError, ValueError, IndexError):
         pass
     if sys.platform == "darwin":
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
-            answer = subprocess.run(
-                ["/bin/ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, timeout=2, check=False
-            )
-            return " ".join(answer.stdout.decode("ascii", "replace").split())
+        with contextlib.suppress(OSError, AttributeError):
+            import ctypes
+
+            # struct proc_bsdinfo of <sys/proc_info.h>: 136 bytes, the last 16 are the start (s, µs).
+            info = (ctypes.c_uint64 * 17)()
+            libproc = ctypes.CDLL("/usr/lib/libproc.dylib")
+            if libproc.proc_pidinfo(pid, 3, ctypes.c_uint64(0), ctypes.byref(info), 136) == 136:
+                return f"{info[15]}.{info[16]}"
     return ""
 
 
@@ -236,6 +238,8 @@ def is_alive(pid: int, identity: str = "") -> bool:
     """True if this very process still runs: the pid exists, is no zombie, and its identity is the recorded one."""
     if pid <= 0:
         return False
+    if sys.platform == "win32":
+        return _is_alive_on_windows(pid)
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -248,6 +252,23 @@ def is_alive(pid: int, identity: str = "") -> bool:
         return False
     current = process_identity(pid)
     return not identity or not current or identity == current
+
+
+if sys.platform == "win32":
+
+    def _is_alive_on_windows(pid: int) -> bool:
+        """``os.kill`` ends a process there, whatever the signal."""
+        import ctypes
+
+        kernel = ctypes.windll.kernel32
+        handle = kernel.OpenProcess(0x1000, False, pid)
+        if not handle:
+            return False
+        try:
+            code = ctypes.c_ulong()
+            return bool(kernel.GetExitCodeProcess(handle, ctypes.byref(code))) and code.value == 259
+        finally:
+            kernel.CloseHandle(handle)
 
 
 def _is_zombie(pid: int) -> bool:

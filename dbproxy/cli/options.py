@@ -48,8 +48,6 @@ def setting_options() -> dict[str, SettingOption]:
     return {
         spec.option: SettingOption(spec.name, spec.option, spec.kind.flag, spec.kind.many, spec.help)
         for spec in core_table().specs
-        # A command line is readable by every user of the machine.
-        if not spec.secret or spec.name == "parent_proxy"
     }
 
 

@@ -24,9 +24,9 @@ from dbproxy.proc.env import daemon_environment
 from dbproxy.state import DaemonState, http_get, is_alive, load, probe, split_address, start_lock
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
-    from dbproxy.config import Config, Settings
+    from dbproxy.config import Config, HostPort, Settings
 
 START_TIMEOUT = 15.0
 """Seconds that a start may take before the agent is launched without us."""
@@ -147,7 +147,7 @@ def differences(config: Config, state: DaemonState) -> list[str]:
         theirs = state.settings.get(name)
         if not _given(config, name) or theirs is None or theirs == value or name == "data_dir":
             continue
-        if name == "listen" and sorted(map(str, config.settings.listen)) == sorted(state.listen):
+        if name == "listen" and _served(config.settings.listen, state):
             continue
         shown = _shown(theirs) if name != "listen" else ", ".join(state.listen)
         found.append(
@@ -172,9 +172,12 @@ def _start(config: Config, env: Mapping[str, str], listen: tuple[str, ...] | Non
             bound.append(f"[{host}]:0" if ":" in host else f"{host}:0")
     command = [*child.own_command(), *_options(config, bound), "serve"]
     frozen = bool(getattr(sys, "frozen", False))
+    environment = child.with_own_package(daemon_environment(env, drop=_variables(), frozen=frozen))
+    if config.settings.control_token is not None:
+        environment["DBPROXY_CONTROL_TOKEN"] = config.settings.control_token
     state = child.start_daemon(
         command,
-        env=child.with_own_package(daemon_environment(env, per_launch=_launch_variables(), frozen=frozen)),
+        env=environment,
         state_file=paths.daemon_state,
         stderr_file=paths.logs / "daemon.stderr",
         timeout=timeout,
@@ -202,6 +205,12 @@ def _options(config: Config, listen: list[str]) -> list[str]:
             encoded = spec.kind.encode(value)
             options.append(f"{spec.option}={','.join(encoded) if isinstance(encoded, list) else encoded}")
     return options
+
+
+def _served(wanted: Iterable[HostPort], state: DaemonState) -> bool:
+    """True if the daemon listens wherever was asked for; port 0 asks for any."""
+    there = [split_address(address) for address in state.listen]
+    return all(any(host == item.host and item.port in (0, port) for host, port in there) for item in wanted)
 
 
 def _shown(text: str) -> str:
@@ -242,5 +251,7 @@ def _given(config: Config, name: str) -> bool:
     return config.origin(name).source in ("command-line", "environment", "project")
 
 
-def _launch_variables() -> list[str]:
-    return [name for spec in core_table().specs if spec.scope == "launch" for name in spec.env]
+def _variables() -> list[str]:
+    """Our own variables that a daemon must not see: the per-launch ones belong to one launch, the process-wide ones
+    reach it as options (a relative path in a variable would mean another folder there)."""
+    return ["DBPROXY_PROXY_PORT", *(name for spec in core_table().specs if not spec.secret for name in spec.env)]

@@ -242,14 +242,14 @@ def without_pyinstaller(base: Mapping[str, str]) -> dict[str, str]:
     return env
 
 
-def daemon_environment(base: Mapping[str, str], *, per_launch: Iterable[str], frozen: bool = False) -> dict[str, str]:
+def daemon_environment(base: Mapping[str, str], *, drop: Iterable[str], frozen: bool = False) -> dict[str, str]:
     """The environment of the background proxy: ``base`` without what belongs to one launch alone.
 
-    ``per_launch`` names the variables of per-launch settings: the first launch must not decide for all later ones.
+    ``drop`` names our own variables that must not reach it: the first launch must not decide for all later ones.
     A frozen daemon is told to unpack for itself, since it outlives the launcher.
     """
     env = without_pyinstaller(base) if frozen else dict(base)
-    for name in (*per_launch, *MARKS, *COMPACTION_VARIABLES):
+    for name in (*drop, *MARKS, *COMPACTION_VARIABLES):
         env.pop(name, None)
     if frozen:
         env["PYINSTALLER_RESET_ENVIRONMENT"] = "1"
