@@ -264,17 +264,26 @@ async def test_the_memory_of_families_is_bounded():
     assert "h9999" in dialer._families
 
 
-async def test_two_winners_in_one_tick_leave_one_socket(listener):
-    dialer = Dialer(resolver=resolver("127.0.0.1", "127.0.0.1", "::ffff:127.0.0.1"), attempt_delay=0)
+async def test_two_winners_in_one_tick_leave_one_socket(monkeypatch, nursery):
+    both_ready = trio.Event()
+    made = []
+
+    async def connects_with_the_other(endpoint):
+        made.append(socket.socket())
+        await both_ready.wait()
+        return made.pop()
+
+    monkeypatch.setattr(dial, "_open", connects_with_the_other)
     before = open_fds()
-    for _ in range(10):
-        with await dialer.connect("api.example", port_of(listener)):
-            assert open_fds() == before + 1
-            (await listener.accept())[0].close()
-            with trio.move_on_after(0.01):  # attempts that connected and lost
-                while True:
-                    (await listener.accept())[0].close()
-    assert open_fds() == before
+
+    async def ready():
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert len(made) == 2
+        both_ready.set()
+
+    nursery.start_soon(ready)
+    with await Dialer(resolver=resolver("1.1.1.1", "1.1.1.2"), attempt_delay=0.001).connect("api.example", 443):
+        assert open_fds() == before + 1
 
 
 async def test_cancelled_while_connecting_leaves_nothing(black_hole):
