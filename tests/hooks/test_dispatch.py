@@ -342,6 +342,15 @@ async def test_blocking_is_counted(dispatch, plug) -> None:
     assert [dispatch.account(name).slow for name in ("slow", "slow_sync", "slow_raises")] == [1, 1, 1]
 
 
+async def test_waiting_is_not_blocking(dispatch, plug) -> None:
+    async def waits() -> None:
+        await trio.sleep(0.06)
+
+    plug("waits", tunnel_policy=waits)
+    await dispatch.decide("tunnel_policy", **WHERE)
+    assert (dispatch.account("waits").slow, dispatch.account("waits").failures) == (0, 0)
+
+
 async def test_failing_child_task(dispatch, plug) -> None:
     async def child() -> None:
         async with trio.open_nursery() as nursery:

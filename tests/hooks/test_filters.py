@@ -152,6 +152,15 @@ def test_half_an_event_from_a_filter_keeps_its_place() -> None:
     assert run(found, STREAM, 11) == expected
 
 
+def test_pieces_that_several_filters_left_unfinished_come_out_in_order() -> None:
+    def cut(which: bytes):
+        return lambda event: event.raw[:-1] if event.data == which else None
+
+    found, _ = filters(Filter(cut(b"2")), Filter(cut(b"1")), Filter(keep))
+    one, two = encode(b"e", b"1"), encode(b"e", b"2")
+    assert run(found, one + two + b"event: three") == one[:-1] + two[:-1] + b"event: three"
+
+
 @pytest.mark.parametrize("wrong", [7, "text", ["text"], [bytearray(b"x")], [None], object()])
 def test_wrong_output_detaches(wrong: object) -> None:
     found, dispatch = filters(Filter(lambda event: wrong), Filter(lambda event: event.raw.upper()))
@@ -204,6 +213,21 @@ def test_quarantine_over_exchanges() -> None:
         assert run(found, STREAM) == STREAM
     assert dispatch.account("f0").quarantined
     assert StreamFilters.for_exchange(dispatch, EXCHANGE, HEAD) is None
+
+
+def test_a_good_exchange_resets_the_count() -> None:
+    turn = 0
+
+    def sometimes(event):
+        if turn != 4:
+            raise ValueError
+
+    _, dispatch = filters(Filter(sometimes))
+    for turn in range(9):  # noqa: B007 (read by the filter)
+        found = StreamFilters.for_exchange(dispatch, EXCHANGE, HEAD)
+        assert run(found, STREAM) == STREAM
+    assert dispatch.account("f0").failures == 8
+    assert not dispatch.account("f0").quarantined
 
 
 def test_blocking_filter_is_taken_out() -> None:

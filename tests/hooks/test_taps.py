@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from contextlib import asynccontextmanager
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -76,6 +77,7 @@ async def test_hook_stream_tap(dispatch, plug, exchange, stream_head, autojump_c
             feed.data(chunk[4:])
         assert recorder.events == []  # nothing inline
         feed.end(Outcome.OK, done.set)
+        feed.end(Outcome.UPSTREAM_CUT, lambda: pytest.fail("only the first end counts"))
         began = trio.current_time()
         await done.wait()
         assert trio.current_time() - began == pytest.approx(0.02)
@@ -387,6 +389,27 @@ async def test_end_after_the_hub_stopped(dispatch, tap, exchange, stream_head) -
     later.end(Outcome.OK, lambda: ended.append("later"))
     assert ended == ["queued", "later"]
     assert hub.open(exchange, stream_head) is None
+
+
+async def test_hub_stopped_in_the_middle_of_an_answer(dispatch, plug, exchange, stream_head) -> None:
+    class Slow(Recorder):
+        def event(self, event) -> None:
+            super().event(event)
+            until = perf_counter() + 0.001
+            while perf_counter() < until:
+                pass
+
+    slow, ended = Slow(), []
+    plug("slow", stream_tap=lambda: slow)
+    async with running(dispatch, interval=0) as hub:
+        for name in ("first", "second"):
+            feed = hub.open(exchange, stream_head)
+            feed.data(b"".join(CHUNKS))
+            feed.end(Outcome.OK, partial(ended.append, name))
+        while not slow.events:
+            await trio.lowlevel.checkpoint()
+    assert 0 < len(slow.events) < 200
+    assert ended == ["first", "second"]
 
 
 async def test_callback_that_fails_is_ours(dispatch, tap, exchange, stream_head) -> None:
