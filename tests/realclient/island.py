@@ -40,6 +40,16 @@ _AGENTS = {
 }
 
 
+# Keys for the client on a terminal: until its prompt stands there, and out again.
+START = ({"wait": "/effort"}, {"sleep": 0.5})
+EXIT = ("/exit", {"sleep": 0.5}, "\r", {"wait": "Resume this session"})
+
+
+def typed(line):
+    """A line and, after a moment (else it counts as pasted), the return key."""
+    return (line, {"sleep": 0.5}, "\r")
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """A request as the fake API received it; `head` and `body` are exact bytes, the body with its framing."""
@@ -47,6 +57,7 @@ class Request:
     head: bytes
     body: bytes
     about: Mapping[str, Any]
+    finished: float  # when its answer ended, one way or the other; seconds of the wall clock
 
     @property
     def path(self) -> str:
@@ -202,7 +213,9 @@ class Island:
         if node is not None:
             keep.add(Path(node).resolve().parent.parent)
         command = [sys.executable, str(HERE / "isolate.py")]
-        for path in keep:
+        # The packages may lie elsewhere (a scratch environment shares them).
+        keep |= {Path(entry) for entry in sys.path if entry}
+        for path in sorted(keep):
             command += ["--keep", str(path)]
         limit = sum(step["seconds"] for step in steps) + 60
         result = subprocess.run(
@@ -222,7 +235,10 @@ def read_record(folder: Path) -> list[Request]:
     """The requests in the order of their arrival."""
     return [
         Request(
-            path.with_suffix(".head").read_bytes(), path.with_suffix(".body").read_bytes(), json.loads(path.read_text())
+            path.with_suffix(".head").read_bytes(),
+            path.with_suffix(".body").read_bytes(),
+            json.loads(path.read_text()),
+            path.stat().st_mtime,
         )
         for path in sorted(folder.glob("*.json"))
     ]

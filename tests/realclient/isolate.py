@@ -109,7 +109,8 @@ def become_init(command: list[str]) -> int:
 
 def run(command: list[str], keep: list[Path]) -> int:
     """Runs the command on an island and returns its exit code; raises NoIsland before anything was started."""
-    keep = [path.resolve() for path in keep]
+    # Outer folders first: what lies below a kept one shows with it.
+    keep = sorted({path.resolve() for path in keep if path.exists()})
     leave_shore()
     ready, tell = os.pipe()
     init = os.fork()

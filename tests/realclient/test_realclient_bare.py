@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from island import EXIT, START, typed
 
 pytestmark = pytest.mark.realclient
 
@@ -25,18 +26,7 @@ def test_the_client_uses_a_base_url(island):
 
 def test_the_client_speaks_on_a_terminal(island):
     direct = {"NODE_EXTRA_CA_CERTS": str(island.ca)}
-    keys = [
-        {"sleep": 3},
-        "hello",
-        {"sleep": 0.5},
-        "\r",
-        {"wait": "OK from the fake API."},
-        "/exit",
-        {"sleep": 0.5},
-        "\r",
-        {"sleep": 1},
-        "\r",
-    ]
+    keys = [*START, *typed("hello"), {"wait": "OK from the fake API."}, *EXIT]
     story = island.run({"scenario": "plain"}, island.step("claude", env=direct, keys=keys, seconds=30))
     assert story.steps[0].missed == "", story
     assert "main" in story.roles, story

@@ -4,7 +4,7 @@
 
 Plan: {"out": folder, "origin": {"script": ..., "tls_port": 443, "port": 8081}, "steps": [step, ...]}.
 Step: {"command": [...], "env": {...}, "cwd": ..., "seconds": limit, "keys": [...] for a terminal}.
-A key is text to type, {"wait": text} until the screen showed it, or {"sleep": seconds}.
+A key is text to type, {"wait": text} until the screen showed it since the last typing, or {"sleep": seconds}.
 Leaves in the folder: result.json, record/ (what the fake API received), ca.pem (what its clients must trust).
 Imports the standard library and fakedns alone.
 """
@@ -83,6 +83,7 @@ class Terminal:
     def __init__(self, step: dict[str, Any]) -> None:
         self.deadline = time.monotonic() + step["seconds"]
         self.raw = b""
+        self.mark = 0
         self.pid, self.handle = pty.fork()
         if self.pid == 0:
             try:
@@ -107,9 +108,9 @@ class Terminal:
         return True
 
     def wait(self, text: str) -> bool:
+        """Until the screen showed the text, blanks aside, since something was last typed."""
         squeezed = "".join(text.split())
-        start = len(self.text)
-        while squeezed not in "".join(self.text[max(0, start - 200) :].split()):
+        while squeezed not in "".join(self.text[self.mark :].split()):
             if time.monotonic() > self.deadline or not self.read(0.1):
                 return False
         return True
@@ -120,6 +121,7 @@ class Terminal:
             pass
 
     def type(self, text: str) -> None:
+        self.mark = len(self.text)
         os.write(self.handle, text.encode())
 
     def end(self) -> int | None:
