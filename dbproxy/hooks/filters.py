@@ -108,14 +108,9 @@ class StreamFilters:
 
     def _through(self, events: Sequence[SseEvent], first: int) -> bytes:
         """Run events through the stages from ``first`` on; the bytes that leave the last."""
-        last = len(self._stages) - 1
-        for index in range(first, last + 1):
-            stage = self._stages[index]
-            outputs = self._ask(stage, events)
-            if index == last:
-                return b"".join(outputs)
-            events = self._split(stage, events, outputs)
-        return b"".join([event.raw for event in events])
+        for stage in self._stages[first:-1]:
+            events = self._split(stage, events, self._ask(stage, events))
+        return b"".join(self._ask(self._stages[-1], events))
 
     def _split(self, stage: _Stage, events: Sequence[SseEvent], outputs: list[bytes]) -> list[SseEvent]:
         """Events for the next stage: the same objects where nothing changed."""
@@ -134,19 +129,20 @@ class StreamFilters:
 
     def _ask(self, stage: _Stage, events: Sequence[SseEvent]) -> list[bytes]:
         """One output per event."""
-        outputs = [event.raw for event in events]
         if not stage.live:
-            return outputs
+            return [event.raw for event in events]
+        outputs: list[bytes] = []
         token = running_plugin.set(stage.impl.account.name)
         began = perf_counter()
         try:
             feed = stage.object.feed
-            for index, event in enumerate(events):
+            for event in events:
                 answer = feed(event) if event.parsed else None
-                if answer is not None and answer is not event.raw:
-                    outputs[index] = _joined(answer)
+                raw = event.raw
+                outputs.append(raw if answer is None or answer is raw else _joined(answer))
         except FAILURES as error:
             self._detach(stage, error)
+            outputs += [event.raw for event in events[len(outputs) :]]
         finally:
             running_plugin.reset(token)
         spent = perf_counter() - began
