@@ -432,6 +432,8 @@ def test_root_renews_itself_and_the_old_one_goes_on(folder: Path, clock: Clock) 
     clock.now = old.not_after - 1
     leaf = served(authority.leaf_context(HOST, old.fingerprint))
     assert leaf.not_valid_after_utc.timestamp() == old.not_after
+    last = authority.leaf_context(HOST, old.fingerprint)
+    assert authority.leaf_context(HOST, old.fingerprint) is last, "not made anew for each connection at the end"
     clock.now = old.not_after + 1
     assert authority.refresh()
     assert authority.roots == (authority.current,)
