@@ -23,6 +23,7 @@ from dbproxy.hooks.calls import FAILURES, Calls, DeadlinePassed, Implementation,
 from dbproxy.hooks.filters import BlocksLoop, is_event_stream
 from dbproxy.hooks.filters import StreamFilters as StreamFilters
 from dbproxy.hooks.kinds import QUARANTINE_AFTER, RULES, SLOW_CALL, Kind
+from dbproxy.hooks.metrics import Sample
 from dbproxy.wire.coding import Decoder, decoder
 from dbproxy.wire.sse import SseEvent, SseSplitter
 
@@ -243,6 +244,14 @@ class TapHub:
                 await self._idle.wait()
             return True
         return False
+
+    def samples(self) -> list[Sample]:
+        """Our own metrics about taps."""
+        return [
+            Sample("dbproxy_tap_overflows_total", self.overflowed, help="Answers that came faster than their taps."),
+            Sample("dbproxy_tap_undecodable_total", self.undecodable, help="Answers whose content coding was bad."),
+            Sample("dbproxy_tap_errors_total", self.errors, help="Faults of our own while serving taps."),
+        ]
 
     # ---- the pump ----------------------------------------------------------------------------------------------
 

@@ -302,6 +302,7 @@ async def test_overflow_is_bounded_and_told(dispatch, tap, exchange, stream_head
         assert sum(map(len, CHUNKS[:shown])) <= 1000
         assert recorder.missing == sum(map(len, CHUNKS[shown:])) + 1
         assert recorder.outcomes == [Outcome.OK]
+        assert [sample.value for sample in hub.samples()] == [1, 0, 0]
         assert (hub.overflowed, dispatch.account("tap").dropped) == (1, 200 - shown + 1)
         tap("other", other)
         feed = hub.open(exchange, stream_head)
