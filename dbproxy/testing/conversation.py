@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Message = dict[str, Any]
+MAX_TURNS = 200  # ours: a script that never ends must not hang a test
 RESERVE = 33_000  # 20k for the answer and 13k of margin below the window (4.2)
 WINDOWS = {"claude-opus-5-5": 1_000_000, "claude-sonnet-5-5": 1_000_000}
 FALLBACK_TOKENS = 64_000  # max_tokens of a request repeated without stream (4.4, 5)
@@ -196,7 +197,7 @@ class Conversation:
     # The tool loop
 
     async def _turns(self, thread: Thread, kind: str) -> str:
-        while True:
+        for _ in range(MAX_TURNS):
             try:
                 reply = await self._reply(thread, thread.messages, kind)
             except TooLong:
@@ -214,6 +215,7 @@ class Conversation:
             thread.messages.append({"role": "user", "content": await self._run_tools(calls)})
             if thread.context >= self._wall():
                 await self.compact("auto", thread)
+        raise Failure(f"the model did not end its turn within {MAX_TURNS} requests")
 
     def _wall(self) -> int:
         return (self.settings.window or WINDOWS.get(self.settings.model, 200_000)) - RESERVE
@@ -262,62 +264,25 @@ class Conversation:
     # One request, with the retry rules of section 5
 
     async def _reply(self, thread: Thread, messages: list[Message], kind: str, why: str = "") -> Message:
-        compacted, thread.compacted = (thread.compacted, "") if kind != "compaction" else ("", thread.compacted)
+        # Announced on the next request that is no compaction, and once only.
+        compacted = "" if kind == "compaction" else thread.compacted
         body = self._body(thread, messages, kind)
-        stream, tries, rejected = True, 0, 0
+        tries = _Tries(self.settings.max_retries, kind)
         while True:
-            encoded = json.dumps({**body, "stream": stream}, ensure_ascii=False, separators=(",", ":")).encode()
+            limit = {} if tries.stream else {"max_tokens": FALLBACK_TOKENS}
+            encoded = json.dumps(
+                {**body, **limit, "stream": tries.stream}, ensure_ascii=False, separators=(",", ":")
+            ).encode()
             try:
-                reply = await self._attempt(thread, encoded, kind, why, compacted, stream=stream)
-                thread.compacted = thread.compacted if kind == "compaction" else ""
-                break
-            except StreamError as error:
-                if error.after_content:
-                    body, stream = {**body, "max_tokens": FALLBACK_TOKENS}, False
-                    tries += 1
-                    continue
-                reason = str(error)
-            except _NotAStream:
-                body, stream = {**body, "max_tokens": FALLBACK_TOKENS}, False
-                continue
-            except Silent as error:
-                body, stream = {**body, "max_tokens": FALLBACK_TOKENS}, False
-                reason = str(error)
-            except Broken as error:
-                reason = str(error)
-            except HttpError as error:
-                status, retry_after = error.attempt.status, error.attempt.field("retry-after")
-                if status == 400 and TOO_LONG.search(error.text):
-                    thread.compacted = compacted
-                    raise TooLong(error.text) from error
-                if error.attempt.field("x-should-retry") == "false" or status in (402, 403, 413):
-                    raise Failure(str(error)) from error
-                if status == 404 and stream:
-                    body, stream = {**body, "max_tokens": FALLBACK_TOKENS}, False
-                    continue
-                if status in (400, 404):
-                    rejected += 1
-                    if rejected >= (8 if kind == "compaction" else 6) or status == 404:
-                        raise Failure(str(error)) from error
-                    continue
-                if status == 529 and tries >= 2:
-                    raise Failure(str(error)) from error
-                if status == 429 and retry_after is not None:
-                    if float(retry_after) > 60:
-                        raise Failure(str(error)) from error
-                    tries += 1
-                    if tries > self.settings.max_retries:
-                        raise Failure(str(error)) from error
-                    await trio.sleep(float(retry_after) * self.settings.time_scale)
-                    continue
-                reason = str(error)
+                reply = await self._attempt(thread, encoded, kind, why, compacted, stream=tries.stream)
             except GrammarError as error:
                 raise Failure(f"malformed answer: {error}") from error
-            tries += 1
-            if tries > self.settings.max_retries:
-                raise Failure(f"{reason} (after {tries} tries)")
-            await trio.sleep(min(0.5 * 2 ** (tries - 1), 32.0) * 1.1 * self.settings.time_scale)
-        return reply
+            except (StreamError, _NotAStream, Silent, Broken, HttpError) as error:
+                await trio.sleep(tries.after(error) * self.settings.time_scale)
+            else:
+                if kind != "compaction":
+                    thread.compacted = ""
+                return reply
 
     def _count(self, thread: Thread, attempt: Attempt, usage: Message) -> None:
         counts = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens", "output_tokens")
@@ -344,10 +309,11 @@ class Conversation:
             raise HttpError(attempt, plain.decode("utf-8", "replace"))
         if reader.events:
             if not reader.complete:
-                raise Broken(
-                    "the stream ended before message_stop"
-                )  # a clean end of a cut stream is a cut all the same
-            return reader.finish()
+                # A clean end of a cut stream is a cut all the same.
+                raise Broken("the stream ended before message_stop")
+            reply = reader.finish()
+            self._count(thread, attempt, reply["usage"])
+            return reply
         if (attempt.field("content-type") or "").startswith("text/event-stream"):
             raise Broken("an empty stream")
         if stream:
@@ -444,6 +410,65 @@ class Conversation:
 
 class _NotAStream(Exception):
     """A whole message came for a stream request: the client repeats without stream (4.4)."""
+
+
+@dataclass(slots=True)
+class _Tries:
+    """The retry rules of section 5 for one request, as a small machine without a clock."""
+
+    limit: int
+    kind: str
+    stream: bool = True
+    failed: int = 0
+    rejected: int = 0
+
+    def after(self, error: Exception) -> float:
+        """Seconds to wait before the next try. Raises Failure, or TooLong, when the client would not try again."""
+        if isinstance(error, _NotAStream):
+            self.stream = False
+            return 0.0
+        if isinstance(error, StreamError) and error.after_content:
+            self.stream = False
+            return self._backoff(error, at_once=True)
+        if isinstance(error, Silent):
+            self.stream = False
+            return self._backoff(error, at_once=True)
+        if isinstance(error, HttpError):
+            return self._after_status(error)
+        return self._backoff(error)
+
+    def _after_status(self, error: HttpError) -> float:
+        status, retry_after = error.attempt.status, error.attempt.field("retry-after")
+        if status == 400 and TOO_LONG.search(error.text):
+            raise TooLong(error.text) from error
+        if error.attempt.field("x-should-retry") == "false" or status in (402, 403, 413):
+            raise Failure(str(error)) from error
+        if status == 404 and self.stream:
+            self.stream = False
+            return 0.0
+        if status == 404:
+            raise Failure(str(error)) from error
+        if status == 400:
+            self.rejected += 1
+            # It drops optional features one by one; a compaction goes on with another tool set (4.4).
+            if self.rejected >= (8 if self.kind == "compaction" else 6):
+                raise Failure(str(error)) from error
+            return 0.0
+        if status == 529 and self.failed >= 2:
+            raise Failure(str(error)) from error
+        if status == 429 and retry_after is not None:
+            if float(retry_after) > 60:
+                raise Failure(str(error)) from error
+            self._backoff(error)
+            return float(retry_after)
+        return self._backoff(error)
+
+    def _backoff(self, error: Exception, *, at_once: bool = False) -> float:
+        self.failed += 1
+        if self.failed > self.limit:
+            raise Failure(f"{error} (after {self.failed} tries)") from error
+        # 0.5 s doubled up to 32 s, and a part of the jitter of up to a quarter.
+        return 0.0 if at_once else min(0.5 * 2 ** (self.failed - 1), 32.0) * 1.1
 
 
 def _has_result(message: Message) -> bool:

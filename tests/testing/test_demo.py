@@ -76,7 +76,7 @@ async def test_a_stream_that_is_always_cut_fails_it(tmp_path):
     [
         ("up", b"Be of use", b"Be no use", "request body"),
         ("up", b"X-Stainless-OS", b"x-stainless-os", "request head"),
-        ("down", b"Let me look", b"Let me book", "answer body"),
+        ("down", b"Two reviewers", b"Two reviewars", "answer body"),
         ("down", b"request-id: req_origin", b"request-id: req_Origin", "answer head"),
     ],
 )

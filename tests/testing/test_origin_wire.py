@@ -497,3 +497,11 @@ async def test_rules_take_turns_and_run_out(ask):
             _, _, body, _ = await ask(origin)
             seen.append(check_stream(body)["content"][0]["text"])
         assert seen == ["OK from the fake API.", "a", "b", "b", *["OK from the fake API."] * 2]
+
+
+async def test_a_counted_answer_gets_no_ping_between(ask):
+    answer = fail(500, "no", first_byte_delay=0.05, ping_every=0.01)
+    async with open_origin(answer) as origin:
+        _, response, body, _ = await ask(origin)
+        assert json.loads(body)["error"]["message"] == "no"
+        assert (b"content-length", b"%d" % len(body)) in list(response.headers)

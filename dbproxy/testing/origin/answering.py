@@ -214,8 +214,10 @@ async def write_answer(peer: Sender, request: Received, answer: Answer, *, closi
     if bodiless:
         request.sent.complete = True
         return
-    body = _Body(peer, request, answer if framing != "length" else answer.but(coding=""), framing)
-    await _paced(body, answer, parts)
+    if framing == "length":
+        # Coded already, and counted: nothing may be put between.
+        answer = answer.but(coding="", ping_every=0.0)
+    await _paced(_Body(peer, request, answer, framing), answer, parts)
 
 
 def request_id(request: Received) -> str:
