@@ -277,6 +277,17 @@ def test_a_second_start_does_not_erase_the_message() -> None:
     assert accumulator.unknown == 1
 
 
+def test_a_stop_without_a_start_completes_nothing() -> None:
+    assert not accumulated([event("message_stop")]).complete
+
+
+def test_blocks_stand_in_the_order_of_their_index() -> None:
+    second = event("content_block_start", index=1, content_block={"type": "text", "text": "b"})
+    first = event("content_block_start", index=0, content_block={"type": "text", "text": "a"})
+    content = accumulated([START, second, first]).message["content"]
+    assert [block["text"] for block in content] == ["a", "b"]
+
+
 def test_a_fallback_block_names_the_model_that_answered() -> None:
     fallback = {"type": "fallback", "from": {"model": "m"}, "to": {"model": "claude-opus-5"}}
     accumulator = accumulated([START, event("content_block_start", index=0, content_block=fallback)])

@@ -120,6 +120,7 @@ def test_the_usual_events() -> None:
         (b"data\n\n", b"", b""),
         (b"dataset: a\n\n", b"", b""),
         (b"\xef\xbb\xbfevent: x\ndata: a\n\n", b"x", b"a"),
+        (b"event: ping\ndata: a\rdata: b\n\n", b"ping", b"a\nb"),
         (b"event: x\ndata: [DONE]\n\n", b"x", b"[DONE]"),
         (b'data: {"a":"\\r\\n"}\n\n', b"", b'{"a":"\\r\\n"}'),
     ],
@@ -132,6 +133,16 @@ def test_odd_blocks(block: bytes, name: bytes, data: bytes) -> None:
         assert (events[0].raw, events[0].name, events[0].data) == (block, name, data)
         assert rest == b""
         assert events[1:] == [] or events[1].raw == PING
+
+
+def test_usual_events_cut_at_every_place() -> None:
+    stream = PING + DELTA + PING
+    whole = fed([stream])[0]
+    for first in range(len(stream)):
+        for second in (first, first + 1, first + 2, len(PING + DELTA) - 1):
+            events, rest = fed([stream[:first], stream[first:second], stream[max(first, second) :]])
+            assert events == whole
+            assert rest == b""
 
 
 def test_a_blank_line_ending_in_cr_does_not_wait_for_its_lf() -> None:
@@ -150,6 +161,14 @@ def test_an_event_beyond_the_limit_passes_unparsed_and_the_next_one_is_read() ->
         assert [event.raw for event in events if event.parsed] == [PING, PING]
         assert all(event.name == event.data == b"" for event in events if not event.parsed)
     assert fed([huge])[0][0].parsed
+
+
+def test_the_end_of_an_oversized_event_is_seen_across_the_limit() -> None:
+    for stream in (b"data: 123456789\n\ndata: a\n\n", b"data: 12345678\r\n\r\ndata: a\n\n"):
+        for first in range(len(stream)):
+            events, _ = fed([stream[:first], stream[first:]], limit=12)
+            assert b"".join(event.raw for event in events) == stream
+            assert [event.data for event in events if event.data] == [b"a"]
 
 
 def test_an_endless_event_is_never_held_beyond_the_limit() -> None:

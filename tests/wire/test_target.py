@@ -35,6 +35,7 @@ _PORTS = st.integers(0, 65535)
         ("[::FFFF:7f00:1]", "127.0.0.1"),
         ("[fe80::1%25eth0]", "fe80::1%eth0"),
         ("fe80::1%eth0", "fe80::1%eth0"),
+        ("fe80::1%252525eth0", "fe80::1%eth0"),
         ("127.1", "127.1"),  # the resolver's business, see the module's first lines
         ("a" * 63 + ".example", "a" * 63 + ".example"),
     ],
@@ -171,6 +172,11 @@ def test_no_target_does_worse_than_a_violation(data: bytes) -> None:
         assert parse_authority(str(Authority(target.host, target.port)).encode(), None).host == target.host
     if target.form is Form.ABSOLUTE:
         assert data.endswith(target.path_and_query.removeprefix(b"/"))
+
+
+def test_user_information_is_named_as_such() -> None:
+    with pytest.raises(ProtocolViolation, match="Proxy-Authorization"):
+        parse_authority(b"user:secret@a:443", None)
 
 
 def test_a_hostile_target_is_not_echoed_whole() -> None:
