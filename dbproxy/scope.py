@@ -107,9 +107,9 @@ class Scopes:
         """The scope that these proxy credentials name, or None. Never raises."""
         scope = self._read(user)
         if scope is None:
-            hmac.compare_digest(password.encode(), b"-" * 32)
+            hmac.compare_digest(password.encode("utf-8", "surrogatepass"), b"-" * 32)
             return None
-        if not hmac.compare_digest(password.encode("utf-8", "surrogateescape"), scope.secret.encode()):
+        if not hmac.compare_digest(password.encode("utf-8", "surrogatepass"), scope.secret.encode()):
             return None
         self._last_used[user] = time.time()
         return scope

@@ -90,6 +90,10 @@ def _guarded(words: list[str]) -> int:
     except Exception as error:
         if line.debug:
             raise
+        known = _known(error)
+        if known:
+            _complain("\n".join(known))
+            return 1
         _complain(f"internal error: {type(error).__name__}: {error}. `dbproxy --debug COMMAND` shows where")
         return 1
 
@@ -147,6 +151,14 @@ def build_parser() -> argparse.ArgumentParser:
     import argparse
 
     return argparse.ArgumentParser(prog="dbproxy", allow_abbrev=False)
+
+
+def _known(error: BaseException) -> list[str]:
+    """The messages of our own errors inside an exception group, as a nursery wraps them; none if one is not ours."""
+    if isinstance(error, BaseExceptionGroup):
+        parts = [_known(part) for part in error.exceptions]
+        return [text for part in parts for text in part] if all(parts) else []
+    return [str(error)] if isinstance(error, DbproxyError) else []
 
 
 def _unknown_command(word: str) -> str:
