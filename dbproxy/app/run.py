@@ -181,38 +181,39 @@ async def open_proxy(
         dispatch = Dispatcher(manager, on_failure=failed)
         app = App(__version__, paths.data_dir, _emitter(journal))
         await dispatch.startup(app)
-        async with trio.open_nursery() as background, trio.open_nursery() as connections:
+        async with trio.open_nursery() as background:
             proxy = _assemble(settings, paths, journal, dispatch, authority, background)
             proxy.listening[:] = [sock.getsockname()[:2] for sock in sockets]
             pipeline = Pipeline(proxy)
-            server = Server(proxy, pipeline, connections)
-            running = Running(proxy, server)
             background.start_soon(proxy.watch.run)
             await background.start(proxy.taps.run)
             await background.start(dispatch.run_services, app)
             background.start_soon(_chores, proxy, pipeline)
             background.start_soon(_report_notices, proxy)
-            async with trio.open_nursery() as accepting:
-                for sock in sockets:
-                    accepting.start_soon(server.accept, sock)
-                state = _write_state(proxy)
-                journal.emit("server_listening", listen=list(state.listen), pid=os.getpid(), version=__version__)
-                try:
-                    yield running
-                finally:
-                    state.forget(paths.daemon_state)
-                    accepting.cancel_scope.cancel()
+            # Two nurseries: accepting ends at once, what was accepted may finish (ended below when nobody waits).
+            async with trio.open_nursery() as connections:
+                server = Server(proxy, pipeline, connections)
+                running = Running(proxy, server)
+                async with trio.open_nursery() as accepting:
                     for sock in sockets:
-                        trio.lowlevel.notify_closing(sock)
-                        sock.close()
-            if running.stopping:
-                await _drain(proxy, server)
-            connections.cancel_scope.cancel()
+                        accepting.start_soon(server.accept, sock)
+                    state = _write_state(proxy)
+                    journal.emit("server_listening", listen=list(state.listen), pid=os.getpid(), version=__version__)
+                    try:
+                        yield running
+                    finally:
+                        state.forget(paths.daemon_state)
+                        accepting.cancel_scope.cancel()
+                        for sock in sockets:
+                            trio.lowlevel.notify_closing(sock)
+                            sock.close()
+                if running.stopping:
+                    await _drain(proxy, server)
+                connections.cancel_scope.cancel()
             proxy.egresses.close()
-            with trio.move_on_after(_LAST_WORDS, shield=False):
-                await proxy.taps.drain(_LAST_WORDS)
-                await dispatch.drain(_LAST_WORDS)
-                await dispatch.shutdown(app)
+            await proxy.taps.drain(_LAST_WORDS)
+            await dispatch.drain(_LAST_WORDS)
+            await dispatch.shutdown(app)
             background.cancel_scope.cancel()
     finally:
         for sock in sockets:
