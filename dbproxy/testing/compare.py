@@ -63,6 +63,14 @@ def head_lines(head: bytes, *, drop: bytes = b"") -> list[bytes]:
     return kept
 
 
+def readdressed(lines: list[bytes], authority: str) -> list[bytes]:
+    """The same lines as a proxy sends them to another upstream: the Host field's value replaced, nothing else."""
+    return [
+        line.partition(b":")[0] + b": " + authority.encode() if line.lower().startswith(b"host:") else line
+        for line in lines
+    ]
+
+
 def _differences(what: str, left: list[bytes], right: list[bytes]) -> list[str]:
     if left == right:
         return []
@@ -74,8 +82,11 @@ def _differences(what: str, left: list[bytes], right: list[bytes]) -> list[str]:
     return [f"{what}: {len(left)} lines against {len(right)}"]
 
 
-def compare(attempts: Sequence[dict[str, Any]], requests: Sequence[Received]) -> Comparison:
-    """Pair the agent's attempts with the API's records by x-client-request-id, else by target and order."""
+def compare(attempts: Sequence[dict[str, Any]], requests: Sequence[Received], *, authority: str = "") -> Comparison:
+    """Pair the agent's attempts with the API's records by x-client-request-id, else by target and order.
+
+    ``authority`` is the configured upstream's: its name in Host, in place of the one that the agent meant, is right.
+    """
     left = list(requests)
     lines = []
     for attempt in attempts:
@@ -86,9 +97,10 @@ def compare(attempts: Sequence[dict[str, Any]], requests: Sequence[Received]) ->
             lines.append(Line(len(body), len(answer), ("it never reached the API",)))
             continue
         left.remove(found)
-        differences = _differences(
-            "request head", head_lines(base64.b64decode(attempt["head"])), head_lines(found.head)
-        )
+        sent, arrived = head_lines(base64.b64decode(attempt["head"])), head_lines(found.head)
+        if authority and (found.header("host") or "") == authority:
+            sent = readdressed(sent, authority)
+        differences = _differences("request head", sent, arrived)
         if body != found.body:
             differences.append(f"request body: {len(body)} against {len(found.body)} bytes")
         differences += _differences(
@@ -96,9 +108,12 @@ def compare(attempts: Sequence[dict[str, Any]], requests: Sequence[Received]) ->
             head_lines(base64.b64decode(attempt["answer_head"]), drop=OURS),
             head_lines(found.sent.head),
         )
-        if answer != bytes(found.sent.body):
+        if attempt["left"]:
+            if not bytes(found.sent.body).startswith(answer):
+                differences.append("answer body: not a part of what was sent")
+        elif answer != bytes(found.sent.body):
             differences.append(f"answer body: {len(answer)} against {len(found.sent.body)} bytes")
-        if attempt["complete"] != found.sent.complete:
+        if attempt["complete"] != found.sent.complete and not attempt["left"]:
             differences.append("a cut answer came as a complete one, or the other way round")
         lines.append(Line(len(body), len(answer), tuple(differences)))
     return Comparison(tuple(lines), tuple(f"{request.method} {request.path}" for request in left))

@@ -143,7 +143,7 @@ async def play(
             with trio.move_on_after(2.0):
                 await origin.wait_answered()
             attempts = await _attempts(report_file)
-        comparison = compare(attempts, origin.requests)
+        comparison = compare(attempts, origin.requests, authority=f"{origin.host}:{origin.tls_port}")
     _tell(say, comparison, attempts)
     if origin.violations:
         say(f"  not HTTP at the API: {origin.violations[0][1]}")
@@ -180,12 +180,13 @@ async def _attempts(report: Path) -> list[dict[str, Any]]:
 
 
 def _tell(say: Callable[[str], None], comparison: Comparison, attempts: list[dict[str, Any]]) -> None:
-    say("    #  request             up      down    first byte     context   bytes")
+    say("    #  request             up      down    first byte       whole     context   bytes")
     for line, attempt in zip(comparison.lines, attempts, strict=True):
         first = f"{attempt['first_byte'] * 1000:.1f} ms" if attempt["first_byte"] is not None else "none"
+        whole = f"{attempt['seconds'] * 1000:.0f} ms"
         context = f"{attempt['context']:,}" if attempt["context"] else ""
         verdict = "identical" if not line.differences else "DIFFERENT: " + "; ".join(line.differences)
-        sizes = f"{line.up:8,}  {line.down:8,}  {first:>12}  {context:>10}"
+        sizes = f"{line.up:8,}  {line.down:8,}  {first:>12}  {whole:>10}  {context:>10}"
         say(f"  {attempt['number']:3}  {attempt['kind']:13} {sizes}   {verdict}")
     for extra in comparison.unmatched:
         say(f"  the API got a request that the agent did not send: {extra}")
@@ -244,3 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _first(group: BaseExceptionGroup[Any]) -> BaseException:
     inner = group.exceptions[0]
     return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

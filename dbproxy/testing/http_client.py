@@ -113,6 +113,7 @@ class Attempt:
     fields: list[tuple[str, str]] = field(default_factory=list)
     answer_body: bytearray = field(default_factory=bytearray)  # without framing, still coded
     complete: bool = False
+    left: bool = False  # the agent itself turned away in the middle of the answer
     context: int = 0  # tokens that the answer reported, all four counts
     error: str = ""
 
@@ -131,6 +132,7 @@ class Attempt:
             "tunnel": self.tunnel,
             "status": self.status,
             "complete": self.complete,
+            "left": self.left,
             "context": self.context,
             "error": self.error,
             "first_byte": None if self.first_byte_at is None else self.first_byte_at - self.sent_at,
@@ -173,6 +175,11 @@ class _Tunnel:
         self.stream = stream
 
 
+async def _drop(stream: trio.SocketStream | None) -> None:
+    if stream is not None:
+        await trio.aclose_forcefully(stream)
+
+
 class Client:
     """Sequential requests share one tunnel, parallel ones open more (client facts 1.2)."""
 
@@ -194,9 +201,11 @@ class Client:
         self.tunnels += 1
         number = self.tunnels
         host, port = self.way.proxy or (self.way.host, self.way.port)
+        raw: trio.SocketStream | None = None
         try:
             with trio.fail_after(CONNECT_SECONDS):
-                stream: trio.abc.Stream = await trio.open_tcp_stream(host, port)
+                raw = await trio.open_tcp_stream(host, port)
+                stream: trio.abc.Stream = raw
                 if self.way.proxy is not None:
                     await self._connect(stream)
                 if self._context is not None:
@@ -206,7 +215,11 @@ class Client:
                     await secured.do_handshake()
                     stream = secured
         except (OSError, trio.BrokenResourceError, trio.TooSlowError, ssl.SSLError) as error:
+            await _drop(raw)
             raise Broken(f"cannot connect: {error.__cause__ or error!r}") from error
+        except BaseException:
+            await _drop(raw)
+            raise
         return _Tunnel(number, stream)
 
     async def _connect(self, stream: trio.abc.Stream) -> None:
@@ -289,7 +302,11 @@ class Client:
                 coding = Decoding(attempt.field("content-encoding") or "")
             elif isinstance(event, h11.Data):
                 attempt.answer_body += event.data
-                take(attempt, coding.feed(bytes(event.data)))
+                try:
+                    take(attempt, coding.feed(bytes(event.data)))
+                except BaseException:
+                    attempt.left = True
+                    raise
             elif isinstance(event, h11.EndOfMessage):
                 attempt.complete = True
                 return protocol.their_state is h11.DONE and not protocol.trailing_data[0]
