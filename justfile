@@ -14,7 +14,7 @@ init:
 # style, types, import graph, spelling
 lint:
     "{{ python }}" -m ruff check
-    "{{ python }}" -m ruff format --check
+    "{{ python }}" -m ruff format --check --exclude "*.md"
     "{{ python }}" -m mypy
     "{{ python }}" -m codespell_lib --config packaging/codespell.cfg
     "{{ python }}" -m pytest -q -p no:cacheprovider tests/test_layering.py
@@ -22,7 +22,7 @@ lint:
 # mend what ruff can mend
 format:
     "{{ python }}" -m ruff check --fix
-    "{{ python }}" -m ruff format
+    "{{ python }}" -m ruff format --exclude "*.md"
 
 # fetch the real clients once (some 440 MB from npm); nothing with DBPROXY_TEST_OFFLINE=1
 clients:
