@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Settings whose reader comes with a later feature. Empty when that feature is there: a setting that nothing reads is a
 # promise that nothing keeps.
-NOT_YET_READ = frozenset({"buffer", "checkpoint_threshold", "compact_trigger_tokens", "dashboard_port"})
+NOT_YET_READ = frozenset({"buffer", "checkpoint_threshold", "compact_trigger_tokens"})
 
 
 def test_the_page_is_current():

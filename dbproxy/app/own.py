@@ -109,6 +109,7 @@ class OwnEndpoints:
         found = samples(proxy.counters)
         found += [Sample(f"dbproxy_{name}", value, kind="gauge", help=text) for name, text, value in gauges]
         found += proxy.dispatch.samples()
+        found += proxy.taps.samples()
         for _, given in await proxy.dispatch.collect("metrics"):
             found += given
         return respond.text_response(200, render(found), CONTENT_TYPE.encode())

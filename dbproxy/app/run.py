@@ -24,7 +24,7 @@ from dbproxy.app.pipeline import Pipeline
 from dbproxy.app.proxy import Proxy
 from dbproxy.app.server import Server
 from dbproxy.app.sessions import Sessions
-from dbproxy.config import core_table
+from dbproxy.config import HostPort, core_table
 from dbproxy.errors import CertificateError, DbproxyError, LaunchError
 from dbproxy.hooks.dispatch import Dispatcher
 from dbproxy.hooks.manager import PluginManager
@@ -38,12 +38,13 @@ from dbproxy.scope import Scopes
 from dbproxy.state import DaemonState, is_alive
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
-    from dbproxy.config import Config, HostPort, Settings
+    from dbproxy.config import Config, Settings
 
 _BACKLOG = 1024
 _FILES = 65536  # open files that we ask for; macOS starts a process with 256
+_CERTIFICATE_VARIABLES = ("NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE")
 _LAST_WORDS = 5.0  # seconds for taps, observers and the log when everything else has ended
 
 
@@ -78,6 +79,13 @@ def bind(addresses: tuple[HostPort, ...]) -> list[socket.socket]:
             sock.close()
         raise
     return sockets
+
+
+def addresses(settings: Settings) -> tuple[HostPort, ...]:
+    """Where to listen: ``listen``, and ``dashboard_port`` at the first host of it."""
+    if settings.dashboard_port is None:
+        return settings.listen
+    return (*settings.listen, HostPort(settings.listen[0].host, settings.dashboard_port))
 
 
 def raise_file_limit() -> None:
@@ -154,18 +162,23 @@ def _manager(settings: Settings, paths: Paths, plugins: tuple[tuple[str, object]
 
 @asynccontextmanager
 async def open_proxy(
-    config: Config, *, sockets: list[socket.socket] | None = None, plugins: tuple[tuple[str, object], ...] = ()
+    config: Config,
+    *,
+    sockets: list[socket.socket] | None = None,
+    plugins: tuple[tuple[str, object], ...] = (),
+    user_files: Sequence[str] = (),
 ) -> AsyncIterator[Running]:
     """Run a proxy in the calling task's event loop for as long as the block lasts.
 
     ``sockets`` are listening sockets made by ``bind``; ``plugins`` are (name, object) pairs to register beside the
-    installed ones. Leaving the block ends everything at once, after ``stop`` gracefully. Raises
-    DbproxyError when something that it cannot do without is missing.
+    installed ones; ``user_files`` are certificate files that the user trusts beside the system's. Leaving the block
+    ends everything at once, after ``stop`` gracefully. Raises DbproxyError when something that it cannot do without
+    is missing.
     """
     settings = config.settings
     paths = Paths(settings.data_dir)
     paths.create()
-    sockets = bind(settings.listen) if sockets is None else sockets
+    sockets = bind(addresses(settings)) if sockets is None else sockets
     journal = Journal(paths.log_file, settings.log_level, days=settings.log_days)
     try:
         manager = _manager(settings, paths, plugins)
@@ -182,7 +195,7 @@ async def open_proxy(
         app = App(__version__, paths.data_dir, _emitter(journal))
         await dispatch.startup(app)
         async with trio.open_nursery() as background:
-            proxy = _assemble(settings, paths, journal, dispatch, authority, background)
+            proxy = _assemble(settings, paths, journal, dispatch, authority, background, tuple(user_files))
             proxy.listening[:] = [sock.getsockname()[:2] for sock in sockets]
             pipeline = Pipeline(proxy)
             background.start_soon(proxy.watch.run)
@@ -229,6 +242,7 @@ def _assemble(
     dispatch: Dispatcher,
     authority: Authority,
     background: trio.Nursery,
+    user_files: tuple[str, ...],
 ) -> Proxy:
     watch = HangupWatch()
     listening: list[tuple[str, int]] = []
@@ -243,7 +257,7 @@ def _assemble(
         own_listeners=lambda: listening,
         own_pem=lambda: authority.bundle_pem,
         notice=notice,
-        user_files=_user_files(),
+        user_files=user_files,
     )
     proxy = Proxy(
         settings=settings,
@@ -264,17 +278,13 @@ def _assemble(
     return proxy
 
 
-def _user_files() -> tuple[str, ...]:
-    """Certificate files that this process's own environment names."""
-    return tuple(value for name in ("NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE") if (value := os.environ.get(name)))
-
-
 def _write_state(proxy: Proxy) -> DaemonState:
     state = DaemonState.of_this_process(
         listen=tuple(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in proxy.listening),
         data_dir=proxy.paths.data_dir,
         intercept=tuple(sorted(proxy.intercepted)),
         settings=_process_settings(proxy.settings),
+        dashboard=f"https://localhost:{proxy.settings.dashboard_port}" if proxy.settings.dashboard_port else "",
     )
     proxy.instance = state.instance
     state.save(proxy.paths.daemon_state)
@@ -332,24 +342,29 @@ async def _report_notices(proxy: Proxy) -> None:
         await trio.sleep(5.0)
 
 
-def serve_forever(config: Config) -> int:
+def serve_forever(config: Config, env: Mapping[str, str]) -> int:
     """``dbproxy serve``: run until SIGINT or SIGTERM, then drain; a second signal ends it at once. Exit code 0.
 
-    Raises DbproxyError when the proxy cannot start.
+    ``env`` is this process's environment: the certificate files that it names are trusted upstream. Raises
+    DbproxyError when the proxy cannot start.
     """
     raise_file_limit()
-    sockets = bind(config.settings.listen)
+    sockets = bind(addresses(config.settings))
+    user_files = tuple(value for name in _CERTIFICATE_VARIABLES if (value := env.get(name)))
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            await nursery.start(_serve_until_signal, config, sockets)
+            await nursery.start(_serve_until_signal, config, sockets, user_files)
 
     trio.run(main, strict_exception_groups=True)
     return 0
 
 
 async def _serve_until_signal(
-    config: Config, sockets: list[socket.socket], task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    config: Config,
+    sockets: list[socket.socket],
+    user_files: tuple[str, ...],
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     watched = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
     with trio.open_signal_receiver(*watched) as signals, trio.CancelScope() as at_once:
@@ -359,7 +374,7 @@ async def _serve_until_signal(
                 async for _ in signals:
                     at_once.cancel()
 
-            async with open_proxy(config, sockets=sockets) as running:
+            async with open_proxy(config, sockets=sockets, user_files=user_files) as running:
                 task_status.started()
                 host, port = running.proxy.listening[0]
                 shown = f"[{host}]" if ":" in host else host

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from dbproxy.scope import Scope
 
 _ESTABLISHED = b"HTTP/1.1 200 Connection Established\r\n\r\n"
+_SILENT_REJECTION = 2.0  # seconds after a handshake within which leaving without a word means no trust
 _LINGER = 2.0  # seconds for a client to take our last bytes while it still sends
 #: accept() failing with one of these is our shortage, not the client's fault.
 _SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
@@ -418,7 +419,7 @@ class Server:
         if not await self._handshake(client, stream, host=name, kind=kind):
             return
         proxy.counters.connects_intercepted_total += 1
-        # A client that does not trust us may complete the handshake first and then leave without a word.
+        began = trio.current_time()
         first = b""
         try:
             with trio.move_on_after(proxy.settings.client_idle_timeout):
@@ -429,7 +430,8 @@ class Server:
             proxy.rejections.worked(_scope_id(client), name, kind)
             stream.unread(first)
             await self._requests(client)
-        else:
+        elif trio.current_time() - began < _SILENT_REJECTION:
+            # With TLS 1.2 a client checks the certificate when we are done already, and just leaves.
             self._rejected(client, name, kind, "it left without a request after the handshake")
 
     async def _handshake(self, client: ClientConnection, stream: TlsStream, *, host: str = "", kind: str = "") -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from dbproxy.cli.common import load_config
@@ -25,4 +26,4 @@ def run(args: argparse.Namespace) -> int:
     from dbproxy.app.run import serve_forever
 
     config = load_config(args.overrides, project=False)
-    return int(serve_forever(config))
+    return serve_forever(config, os.environ)
