@@ -26,7 +26,7 @@ from dbproxy.exchange import Fields, RequestHead, ResponseHead
 #: anything cleverer about blanks makes the pattern quadratic on a hostile head.
 _FIELD = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[ \t\x21-\x7e\x80-\xff]*"
 _REQUEST = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [\x21-\x7e]+ HTTP/1\.[01]\r\n(?:" + _FIELD + rb"\r\n)*\r\n")
-_RESPONSE = re.compile(rb"HTTP/1\.[01] [0-9]{3}(?: [ \t\x21-\x7e\x80-\xff]*)?\r\n(?:" + _FIELD + rb"\r\n)*\r\n")
+_RESPONSE = re.compile(rb"HTTP/1\.[01] [1-9][0-9]{2}(?: [ \t\x21-\x7e\x80-\xff]*)?\r\n(?:" + _FIELD + rb"\r\n)*\r\n")
 _END = re.compile(rb"\n\r?\n")
 
 #: Fields that belong to one connection only (RFC 9110 section 7.6.1) or to the proxy in front of us.
@@ -257,8 +257,7 @@ def request_framing(head: RequestHead) -> Framing:
 
 def response_framing(head: ResponseHead, method: bytes) -> Framing:
     """Where the body of the answer to a ``method`` request ends. Raises ProtocolViolation(502)."""
-    if method == b"HEAD" or head.status in (204, 304) or head.status < 200:
-        return _NO_BODY
+    bodyless = method == b"HEAD" or head.status in (204, 304) or head.status < 200
     length = _length(head.fields, 502)
     if b"transfer-encoding" in head.fields.names:
         codings = head.fields.get_all(b"transfer-encoding")
@@ -266,7 +265,9 @@ def response_framing(head: ResponseHead, method: bytes) -> Framing:
             raise ProtocolViolation("the answer has both Content-Length and Transfer-Encoding", status=502)
         if len(codings) > 1 or codings[0].lower() != b"chunked" or head.version != b"HTTP/1.1":
             raise ProtocolViolation("the answer has an unknown transfer coding", status=502)
-        return _CHUNKED
+        return _NO_BODY if bodyless else _CHUNKED
+    if bodyless:
+        return _NO_BODY
     if length is None:
         return _UNTIL_CLOSE
     return Framing(Kind.LENGTH, length) if length else _NO_BODY
@@ -371,7 +372,7 @@ class Body:
             return 0
         if state == 0:
             digits, semicolon, _ = line.partition(b";")
-            if semicolon:
+            if not semicolon:
                 digits = digits.rstrip(b" \t")
             # int() would take signs, blanks and underscores.
             if not 0 < len(digits) <= 16 or digits.strip(b"0123456789abcdefABCDEF"):
@@ -383,9 +384,8 @@ class Body:
         if not line:
             self.done = True
             return 0
-        name, colon, _ = line.partition(b":")
         self._trailer_bytes += len(line)
-        if not colon or not _TOKEN.fullmatch(name) or self._trailer_bytes > _MAX_TRAILERS:
+        if not _TRAILER.fullmatch(line) or self._trailer_bytes > _MAX_TRAILERS:
             raise ProtocolViolation("bad trailer field")
         self.trailers.append(line)
         return 3
@@ -393,7 +393,7 @@ class Body:
 
 #: Size lines that were found well-formed, for the quick way through a chunk.
 _SIZES: dict[bytes, int] = {}
-_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_TRAILER = re.compile(_FIELD)
 
 
 def chunk(data: bytes) -> bytes:
