@@ -48,7 +48,8 @@ const s = require('net').connect(+port, host, () => s.write(ask));
 const end = (text) => { console.log(text); process.exit(0); };
 s.on('error', (e) => end(e.code || e.message));
 s.once('data', () => {
-  const t = require('tls').connect({ socket: s, servername: name }, () => t.write('\\r\\n', () => end('OK')));
+  const how = { socket: s, servername: name, minVersion: 'TLSv1.3' };
+  const t = require('tls').connect(how, () => t.write('\\r\\n', () => end('OK')));
   t.on('error', (e) => end(e.code || e.message));
 });
 """
@@ -204,8 +205,10 @@ def _trusted(situation: Situation) -> Iterator[Finding]:
         return
     name = state.intercept[0]
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.load_verify_locations(cafile=bundle)
+    # The proxy learns per kind of ClientHello who takes its certificate; ours must not speak for other Python programs.
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
     try:
+        context.load_verify_locations(cafile=bundle)
         with _tunnel(state.address, name, 443) as raw, context.wrap_socket(raw, server_hostname=name) as secure:
             # Leaving without a byte is how some clients reject a certificate; a blank line before a request is legal.
             secure.sendall(b"\r\n")
@@ -370,8 +373,17 @@ def _upstream_context(situation: Situation) -> ssl.SSLContext:
 
 
 def _rejections(situation: Situation) -> Iterator[Finding]:
+    if situation.health is None:
+        return
     status = _status(situation)
     if status is None:
+        yield Finding(
+            "rejections",
+            "warn",
+            "the proxy does not tell its status",
+            "its control token does not fit, or it failed to answer",
+            "`dbproxy restart`, unless DBPROXY_CONTROL_TOKEN differs from the one it was started with",
+        )
         return
     rejections = status.get("rejections")
     for item in rejections if isinstance(rejections, list) else []:
@@ -501,12 +513,12 @@ _CHECKS: dict[str, Callable[[Situation], Iterator[Finding]]] = {
     "disk": _disk,
     "proxy": _proxy,
     "root": _root,
+    "rejections": _rejections,
     "trust": _trusted,
     "client": _client,
     "client settings": _overrides,
     "variables": _variables,
     "upstream": _upstream,
-    "rejections": _rejections,
     "plugins": _plugins,
     "background agents": _background,
 }
