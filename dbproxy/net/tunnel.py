@@ -29,6 +29,7 @@ import trio
 
 if sys.platform == "linux":
     import fcntl
+    import termios
 
 CHUNK: Final = 256 * 1024  # one round's most: also how long (some 50 us) the loop works for one tunnel at a stretch
 COPIED_CHUNK: Final = 64 * 1024  # above that malloc asks the kernel for fresh pages every time
@@ -69,6 +70,9 @@ async def relay(
     splice: bool = True,
 ) -> TunnelStats:
     """Move bytes both ways until both sides ended or one broke off; then both sockets are closed.
+
+    ``a`` is the client's side, ``b`` the server's: a dead client ends the tunnel at once, a dead server only after the
+    client has what came before.
 
     ``preface_to_b`` goes to ``b`` before anything that ``a`` sends: bytes that were read behind a CONNECT head.
     ``idle_timeout``: seconds without a byte in either direction after which the tunnel is cut; None means never,
@@ -163,13 +167,15 @@ class _Tunnel:
                 await self._send(source, sink, preface)
                 self._count(source, len(preface))
             await self._move_all(source, sink)
-            # A reset that a write noticed looks like an end to the read that comes after it.
-            if not source.broken:
+            if source.broken:  # a reset that a write noticed looks like an end to the read that comes after it
+                await self._let_client_finish(sink)
+            else:
                 sink.ended = True
                 self._shut(sink)
         except _Broken as failure:
             failure.side.broken = True
             if failure.side is source:
+                await self._let_client_finish(sink)
                 self.scope.cancel()
         self.running -= 1
         if self.running == 0:
@@ -264,12 +270,31 @@ class _Tunnel:
                 raise _Broken(sink) from failure
 
     async def _wait_writable(self, source: _Side, sink: _Side) -> None:
-        """Wait for room, however long. Nobody reads ``source`` meanwhile, so its death is looked for by hand."""
-        while True:
+        """Wait for room, however long. Nobody reads ``source`` meanwhile, so its death is looked for by hand; but what
+        a dead server said before is still the client's.
+        """
+        while source is self.a:
             with trio.move_on_after(WATCH_SECONDS):
                 await trio.lowlevel.wait_writable(sink.fd)
                 return
             _check(source)
+        await trio.lowlevel.wait_writable(sink.fd)
+
+    async def _let_client_finish(self, sink: _Side) -> None:
+        """Before a dead server's client is reset, wait until its kernel has all that was written: a reset drops the
+        rest. A stopped client is waited for, a dead one is not. Where the kernel does not tell, nothing is waited for.
+        """
+        delay = 0.002
+        while sys.platform == "linux" and sink is self.a:
+            try:
+                unsent = fcntl.ioctl(sink.fd, termios.TIOCOUTQ, bytes(4))
+                _check(sink)
+            except (OSError, _Broken):
+                return
+            if not any(unsent):
+                return
+            await trio.sleep(delay)
+            delay = min(2 * delay, WATCH_SECONDS)
 
     async def _watch(self, source: _Side) -> None:
         """``source`` has sent its end and is only written to: see that it still lives, until the tunnel ends.

@@ -66,11 +66,15 @@ class Setup:
 async def start(nursery):
     opened = []
 
-    async def start(*, sndbuf=0, **options):
+    async def start(*, sndbuf=0, slow_client=False, **options):
         client, a = await tcp_pair()
         b, server = await tcp_pair()
         if sndbuf:
             a.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, sndbuf)
+        if slow_client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+            b.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2 * MB)
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MB)
         opened.extend([client, server])
         return Setup(nursery, client, server, a, b, options)
 
@@ -219,6 +223,31 @@ async def test_an_answer_survives_whichever_call_notices_the_reset_first(start, 
             with pytest.raises(ConnectionResetError):
                 await t.client.recv(1)
         assert (await t.ended()).how == "reset_by_b"
+
+
+@pytest.mark.parametrize("noticed_by", ["read", "write"])
+@BOTH_WAYS
+async def test_a_slow_client_gets_all_that_came_before_the_reset(start, splice, noticed_by, clock):
+    t = await start(splice=splice, slow_client=True, sndbuf=65536)
+    answer = random.Random(2).randbytes(500_000)
+    await send_all(t.server, answer)
+    await trio.testing.wait_all_tasks_blocked(0.1)
+    reset(t.server)
+    if noticed_by == "write":
+        await t.client.send(b"x")
+        await trio.testing.wait_all_tasks_blocked(0.05)
+    await trio.sleep(5 * WATCH_SECONDS)
+    got = bytearray()
+
+    async def read_slowly():
+        while chunk := await t.client.recv(50_000):
+            got.extend(chunk)
+
+    with trio.fail_after(10), pytest.raises(ConnectionResetError):
+        await read_slowly()
+    if sys.platform == "linux":
+        assert got == answer
+    assert (await t.ended()).how == "reset_by_b"
 
 
 @BOTH_WAYS
