@@ -463,7 +463,11 @@ class _Run:
 
     def _upstream_keeps(self, connection: UpstreamConnection) -> bool:
         head = self.exchange.response
-        return head is not None and h1.keeps_alive(head.version, head.fields) and not connection.stream.eof
+        return (
+            head is not None
+            and h1.keeps_alive(head.version, head.fields)
+            and not (connection.stream.eof or connection.stale)
+        )
 
 
 _NO_FRAMING = h1.Framing(h1.Kind.NONE)

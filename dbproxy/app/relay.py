@@ -160,6 +160,8 @@ class ResponseRelay:
                 payload = b""
                 if data:
                     used = body.feed(data)
+                    if used < len(data):
+                        self._upstream.stale = True  # it sent more than its answer: not to be used again
                     if body.keep:
                         payload = body.take()
                     if plain:
