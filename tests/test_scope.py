@@ -78,9 +78,12 @@ def test_a_wrong_secret_or_id_names_no_scope(folder):
 
 @pytest.mark.parametrize("user", ["", "..", "../../etc/passwd", "a/b", "x" * 65, "s-\x00123456", ".hidden-file"])
 def test_a_name_from_the_wire_is_never_a_path(folder, user, tmp_path):
-    make(id="outside-scope").save(tmp_path / "run")
     assert Scopes(folder).lookup(user, "x") is None
-    assert Scopes(folder).lookup("../outside-scope", "x") is None
+    outside = make(id="../outside-scope")
+    folder.mkdir(parents=True, exist_ok=True)
+    outside.save(folder)
+    assert (tmp_path / "run" / "outside-scope.json").exists()
+    assert Scopes(folder).lookup(outside.id, outside.secret) is None
 
 
 @given(st.text(), st.text())

@@ -117,8 +117,8 @@ def _become_daemon(command: Sequence[str], env: Mapping[str, str], output: int, 
         # The pipe stays open until exec closes it, so that the launcher learns of a failing exec.
         os.closerange(3, writer)
         os.closerange(writer + 1, _descriptor_limit())
-        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGPIPE, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
+        for caught in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGPIPE, signal.SIGTERM):
+            signal.signal(caught, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.execvpe(command[0], list(command), dict(env))
     except BaseException as error:

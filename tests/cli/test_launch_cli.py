@@ -281,7 +281,7 @@ def test_a_process_wide_value_that_differs_is_said(shell, claude):
 
 
 def test_per_launch_values_of_the_first_launch_do_not_become_everybodys(shell, claude):
-    launched(shell.run("--passthrough", "claude", DBPROXY_SWAP_THRESHOLD="0.9"))
+    launched(shell.run("--buffer", "off", "claude", DBPROXY_PASSTHROUGH="1"))
     health = json.loads(shell.run("status", "--json").stdout)["health"]
     assert health["passthrough"] is False
 
