@@ -125,6 +125,8 @@ def main(arguments: list[str]) -> int:
         except (RuntimeError, subprocess.TimeoutExpired, OSError) as error:
             print(f"{error}\nWithout network, set {OFFLINE}=1 to run everything else.", file=sys.stderr)
             return 1
+    if missing:
+        shutil.rmtree(cache() / "npm-cache", ignore_errors=True)  # half of the download again; nothing needs it now
     return 0
 
 
