@@ -138,7 +138,7 @@ def probe(state: DaemonState, timeout: float) -> Health | None:
     """Ask the daemon of this record for its health; None unless it is that very process that answers.
 
     ``timeout`` bounds the whole exchange, in seconds. No proxy variable, no DNS and no library with opinions is
-    involved (a health check through the user's own proxy reports a dead daemon; seed facts 1.3). The answer must name
+    involved (a health check through the user's own proxy would report a dead daemon). The answer must name
     our instance or our pid: another program on that port, or another user's daemon, is not ours.
     """
     if not is_alive(state.pid, state.pid_identity):

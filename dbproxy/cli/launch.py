@@ -46,8 +46,12 @@ def launch(word: str, rest: Sequence[str], overrides: Mapping[str, str]) -> int:
     program = child.find_program(name, environment.without_pyinstaller(base) if frozen else base)
     try:
         prepared = prepare(word, arguments, overrides, base, frozen=frozen)
-    except (DbproxyError, OSError) as error:
-        reason = "; ".join(str(error).splitlines()).rstrip(".")
+    except UsageError:
+        raise
+    except Exception as error:
+        # Also what nobody foresaw: a fault of ours must not keep the agent from starting.
+        text = str(error) if isinstance(error, DbproxyError | OSError) else f"{type(error).__name__}: {error}"
+        reason = "; ".join(text.splitlines()).rstrip(".")
         say(f"OFF for this run: {reason}. {name} starts without the proxy")
         prepared = Prepared(_direct(base, overrides, frozen=frozen), ())
     for notice in prepared.notices:
@@ -149,7 +153,7 @@ def _direct(base: Mapping[str, str], overrides: Mapping[str, str], *, frozen: bo
     try:
         folder = load_config(overrides, base).settings.data_dir
         env = _user_environment(base, Paths(folder))
-    except (UsageError, DbproxyError, OSError):
+    except Exception:
         env = environment.without_ours(base)
     return environment.without_pyinstaller(env) if frozen else env
 

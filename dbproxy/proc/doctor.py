@@ -365,7 +365,9 @@ def _other_parent(scheme: str, host: str, port: int) -> Iterator[Finding]:
 
 def _upstream_context(situation: Situation) -> ssl.SSLContext:
     context = ssl.create_default_context()
-    extra = [situation.config.settings.upstream_ca, situation.env.get("NODE_EXTRA_CA_CERTS")]
+    # The bundle for children holds the system's roots as the proxy found them, which Python alone may not.
+    bundle = situation.paths.ca / "child-bundle.pem"
+    extra = [bundle, situation.config.settings.upstream_ca, situation.env.get("NODE_EXTRA_CA_CERTS")]
     for file in extra:
         if file and Path(file).is_file():
             context.load_verify_locations(cafile=file)

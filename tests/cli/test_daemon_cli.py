@@ -87,6 +87,52 @@ def test_restart_keeps_the_port(shell):
     assert shell.state()["pid"] == after["pid"]
 
 
+@pytest.fixture
+def tunnel(shell):
+    """A tunnel through the background proxy to a server that echoes, with a transfer under way."""
+    shell.run("start")
+    host, port = shell.state()["listen"][0].split(":")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = socket.create_connection((host, int(port)), timeout=20)
+        target = f"127.0.0.1:{server.getsockname()[1]}"
+        client.sendall(f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n".encode())
+        far, _ = server.accept()
+        assert client.recv(4096).startswith(b"HTTP/1.1 200")
+        with client, far:
+            yield client, far
+
+
+def carries(client, far):
+    client.sendall(b"up")
+    far.sendall(b"down")
+    return far.recv(10) == b"up" and client.recv(10) == b"down"
+
+
+def test_restart_lets_what_runs_finish(shell, tunnel):
+    before = shell.state()
+    done = shell.run("restart", DBPROXY_LISTEN="")
+    assert done.returncode == 0, done.stderr
+    assert shell.state()["listen"] == before["listen"]
+    assert is_alive(before["pid"])
+    assert carries(*tunnel)
+    for end in tunnel:
+        end.close()
+    assert until(lambda: not is_alive(before["pid"]))
+    assert shell.run("status").returncode == 0
+
+
+def test_stop_closes_the_port_and_lets_what_runs_finish(shell, tunnel):
+    pid = shell.state()["pid"]
+    done = shell.run("stop")
+    assert done.stdout == "stopped: the port is closed; running answers finish first\n"
+    assert carries(*tunnel)
+    assert is_alive(pid)
+    assert shell.run("start").stdout.startswith("started: ")
+    for end in tunnel:
+        end.close()
+    assert until(lambda: not is_alive(pid))
+
+
 def test_restart_without_a_daemon_starts_one(shell):
     assert shell.run("restart").stdout.startswith("started: ")
 

@@ -178,6 +178,20 @@ def test_c21_the_health_probe_ignores_the_persons_proxy(shell, claude):
             trap.accept()
 
 
+def test_c21_a_fault_of_ours_does_not_keep_the_agent_from_starting(shell, claude, monkeypatch, capsys):
+    from dbproxy.cli import main
+    from dbproxy.proc import child, daemon
+
+    started = []
+    monkeypatch.setenv("PATH", shell.env["PATH"])
+    monkeypatch.setattr(daemon, "ensure", lambda *_: 1 / 0)
+    monkeypatch.setattr(child, "become", lambda program, words, env: started.append((words, env)) or 7)
+    assert main(["claude", "-p"]) == 7
+    assert started[0][0] == ["claude", "-p"]
+    assert "HTTPS_PROXY" not in started[0][1]
+    assert capsys.readouterr().err.startswith("dbproxy: OFF for this run: ZeroDivisionError")
+
+
 def test_the_persons_own_proxy_goes_to_the_scope(shell, claude):
     own = "http://user:pass@corp.example:3128"
     seen = launched(shell.run("claude", HTTPS_PROXY=own, NO_PROXY="api.anthropic.com, .corp.example"))
