@@ -317,7 +317,11 @@ class Server:
             return
         if scope.cancelled_caught:
             return
-        await client.send(_ESTABLISHED)
+        try:
+            await client.send(_ESTABLISHED)
+        except BaseException:
+            upstream.close()
+            raise
         await self._blind(client, upstream, client.buffer.rest(), authority, "not_intercepted")
 
     async def _blind(
