@@ -42,6 +42,7 @@ class ClientConnection:
         "local_address",
         "local_port",
         "loopback",
+        "looped",
         "max_fields",
         "peer",
         "port",
@@ -60,6 +61,7 @@ class ClientConnection:
         self.id = number
         self.peer = peer
         self.loopback = loopback
+        self.looped = False  # inside a tunnel to ourselves
         self.head_limit = head_limit
         self.max_fields = max_fields
         self.local_address = ""

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 #: The host whose requests go to ``upstream_url``; every other intercepted host goes to itself.
 MODEL_HOST = "api.anthropic.com"
+#: Descriptors that are not connections: log, database, pipes of tunnels, the pool.
+_OTHER_FILES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,7 @@ class Proxy:
     listening: list[tuple[str, int]] = field(default_factory=list)
     started: float = field(default_factory=time.time)
     draining: bool = False
+    file_limit: int = 0  # open files that this process may have; 0 = unknown
     intercepted: frozenset[str] = frozenset()
     upstream: Upstream = field(init=False)
     _launches: dict[str, tuple[Scope, Settings]] = field(default_factory=dict)
@@ -87,6 +90,15 @@ class Proxy:
     def __post_init__(self) -> None:
         self.intercepted = frozenset(normalise_host(name) for name in self.settings.intercept)
         self.upstream = Upstream.parse(self.settings.upstream_url)
+
+    def connection_limit(self) -> int:
+        """Client connections at once: ``max_connections``, or fewer where the limit of open files is low.
+
+        A connection that waits for a file descriptor just hangs; one too many is told so instead. Each needs a
+        descriptor here and mostly one upstream; some are kept for files.
+        """
+        most = self.settings.max_connections
+        return min(most, max(16, (self.file_limit - _OTHER_FILES) // 2)) if self.file_limit else most
 
     def settings_for(self, scope: Scope | None) -> Settings:
         """The settings of a launch; the user's own for traffic without a scope."""

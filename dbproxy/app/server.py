@@ -17,6 +17,7 @@ import trio
 
 from dbproxy.app import guard, respond
 from dbproxy.app.client import ClientConnection, ClientGone
+from dbproxy.app.crash import CRASHES, describe_crash
 from dbproxy.app.own import BODY_LIMIT, OwnEndpoints
 from dbproxy.app.proxy import MODEL_HOST
 from dbproxy.errors import CertificateError, DbproxyError, ProtocolViolation, Refused, UpstreamError
@@ -55,6 +56,7 @@ class Server:
         self.connections: set[ClientConnection] = set()
         self._nursery = nursery
         self._numbers = 0
+        self._most = proxy.connection_limit()
         self._emptied: trio.Event | None = None
 
     async def wait_empty(self) -> None:
@@ -82,26 +84,32 @@ class Server:
                         proxy.journal.emit("accept_failed", level="error", message=error.strerror)
                         await trio.sleep(0.2)
                     break
-                self._accepted(sock, address)
+                try:
+                    self._accepted(sock, address)
+                except (OSError, ConnectionBroken):
+                    sock.close()  # reset before it was taken: nobody is there to be told
 
     def _accepted(self, sock: socket.socket, address: tuple[str, int]) -> None:
-        proxy, counters = self.proxy, self.proxy.counters
+        counters = self.proxy.counters
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if counters.connections_open >= proxy.settings.max_connections:
+        if counters.connections_open >= self._most:
             counters.connections_refused_total += 1
-            busy = respond.error_response(529, "too many connections are open; raise max_connections")
+            busy = respond.error_response(
+                529, "too many connections are open; raise max_connections and the limit of open files"
+            )
             head = h1.serialise_response(respond.response_head(busy, close=True))
             SocketStream(sock).send_nowait(head + busy.body)
             sock.close()
             return
+        local = sock.getsockname()[:2]
         self._numbers += 1
         counters.connections_total += 1
         counters.connections_open += 1
-        self._nursery.start_soon(self._serve, sock, self._numbers, address[0])
+        self._nursery.start_soon(self._serve, sock, self._numbers, address[0], local)
 
-    async def _serve(self, sock: socket.socket, number: int, peer: str) -> None:
+    async def _serve(self, sock: socket.socket, number: int, peer: str, local: tuple[str, int]) -> None:
         """One connection from its first byte to its end: the crash boundary."""
         settings = self.proxy.settings
         client = ClientConnection(
@@ -112,25 +120,34 @@ class Server:
             head_limit=settings.max_head_bytes,
             max_fields=settings.max_head_fields,
         )
-        client.local_address, client.local_port = sock.getsockname()[:2]
+        client.local_address, client.local_port = local
         self.connections.add(client)
         fd = sock.fileno()
         try:
             await self._first_bytes(client)
         except (ClientGone, ConnectionBroken):
             pass
-        except Exception as error:
-            self.proxy.counters.crashes_total += 1
-            self.proxy.journal.emit(
-                "connection_crashed", level="error", connection=number, error=_crash(error), peer=peer
-            )
+        except CRASHES as error:
+            self._crashed(error, connection=number, peer=peer)
+        except BaseExceptionGroup as group:
+            # Cancelled from outside while something of ours failed: only the cancellation goes on.
+            mine, rest = group.split(CRASHES)
+            if mine is not None:
+                self._crashed(mine, connection=number, peer=peer)
+            if rest is not None:
+                raise rest from None
         finally:
-            self.proxy.watch.remove(fd)
+            # A tunnel has closed its socket already, and the number may be another connection's by now.
+            self.proxy.watch.remove(fd, client.hung_up)
             client.stream.close()
             self.connections.discard(client)
             if self._emptied is not None and not self.connections:
                 self._emptied.set()
             self.proxy.counters.connections_open -= 1
+
+    def _crashed(self, error: BaseException, **where: object) -> None:
+        self.proxy.counters.crashes_total += 1
+        self.proxy.journal.emit("connection_crashed", level="error", error=describe_crash(error), **where)
 
     async def _first_bytes(self, client: ClientConnection) -> None:
         """See what protocol is spoken to our own port."""
@@ -261,6 +278,13 @@ class Server:
     async def _connect(self, client: ClientConnection, head: RequestHead) -> None:
         """Answer a CONNECT and become what it asked for."""
         proxy = self.proxy
+        if client.stream.secure or client.via is Via.TUNNEL:
+            # What follows works on the bare socket, and inside somebody's tunnel CONNECT is not ours to answer.
+            error = ProtocolViolation(
+                "CONNECT needs a plain connection to this proxy", status=501, hint="Use http:// in HTTPS_PROXY"
+            )
+            await self._connect_failed(client, head, error.status, error)
+            return
         self._take_scope(client, head)
         try:
             authority = parse_authority(head.target, None)
@@ -272,6 +296,11 @@ class Server:
             return
         if proxy.is_own(authority.host, authority.port):
             # Some clients tunnel to their loopback base URL through the proxy: that is us, so serve it here.
+            if client.looped:
+                loop = ProtocolViolation("a tunnel to this proxy inside a tunnel to this proxy")
+                await self._connect_failed(client, head, loop.status, loop)
+                return
+            client.looped = True
             await client.send(_ESTABLISHED)
             client.stream.unread(client.buffer.rest())
             proxy.watch.remove(client.stream.sock.fileno())
@@ -305,15 +334,18 @@ class Server:
 
     async def _pass(self, client: ClientConnection, head: RequestHead, authority: Authority) -> None:
         """A blind tunnel; the CONNECT is answered once the other side is reached."""
-        egress = self.proxy.egress_for(client.scope)
         try:
             with _watched(client) as scope:
-                upstream = await egress.dialer.connect(authority.host, authority.port, allow_private=client.loopback)
+                dialer = self.proxy.egress_for(client.scope).dialer
+                upstream = await dialer.connect(authority.host, authority.port, allow_private=client.loopback)
         except UpstreamError as error:
             await self._connect_failed(client, head, 504 if error.kind == "timeout" else 502, error)
             return
         except Refused as error:
             await self._connect_failed(client, head, error.status, error)
+            return
+        except DbproxyError as error:  # a setting of this launch that cannot be used, for example its upstream_ca
+            await self._connect_failed(client, head, 502, error)
             return
         if scope.cancelled_caught:
             return
@@ -338,10 +370,10 @@ class Server:
 
     async def _dial_and_blind(self, client: ClientConnection, seen: bytes, authority: Authority, why: str) -> None:
         """Turn a tunnel that was already granted into a blind one."""
-        egress = self.proxy.egress_for(client.scope)
         try:
-            upstream = await egress.dialer.connect(authority.host, authority.port, allow_private=client.loopback)
-        except (UpstreamError, Refused) as error:
+            dialer = self.proxy.egress_for(client.scope).dialer
+            upstream = await dialer.connect(authority.host, authority.port, allow_private=client.loopback)
+        except DbproxyError as error:
             self.proxy.journal.emit("connect_failed", level="warning", message=str(error), scope=_scope_id(client))
             return
         await self._blind(client, upstream, seen, authority, why)
@@ -443,9 +475,8 @@ class Server:
         proxy = self.proxy
         failure: BaseException
         try:
-            async with proxy.handshakes:
-                with trio.fail_after(proxy.settings.handshake_timeout):
-                    await stream.handshake()
+            with trio.fail_after(proxy.settings.handshake_timeout):
+                await stream.handshake(turn=proxy.handshakes)
             client.stream = stream
             return True
         except trio.TooSlowError:
@@ -492,6 +523,8 @@ class Server:
             await self.proxy.egress_for(scope).pool.warm(origin)
         except DbproxyError:
             pass
+        except CRASHES as error:
+            self._crashed(error)
 
 
 class _watched:
@@ -526,14 +559,3 @@ def _is_private_name(host: str) -> bool:
         return is_private(host)
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
-
-
-def _crash(error: BaseException) -> str:
-    """Type and place of a crash, without the values in it."""
-    while isinstance(error, BaseExceptionGroup) and error.exceptions:
-        error = error.exceptions[0]
-    place = error.__traceback__
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    where = f" at {place.tb_frame.f_code.co_filename.rpartition('dbproxy')[2]}:{place.tb_lineno}" if place else ""
-    return f"{type(error).__name__}{where}"

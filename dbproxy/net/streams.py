@@ -217,12 +217,20 @@ class TlsStream(SocketStream):
             self._incoming.write(prefix)
             self.bytes_in += len(prefix)
 
-    async def handshake(self) -> None:
-        """Complete the handshake. Raises ssl.SSLError as OpenSSL says it, or ConnectionBroken. Put a deadline on it."""
+    async def handshake(self, turn: trio.CapacityLimiter | None = None) -> None:
+        """Complete the handshake. Raises ssl.SSLError as OpenSSL says it, or ConnectionBroken. Put a deadline on it.
+
+        ``turn`` bounds how many handshakes compute in one round of the event loop. It is never held while the peer is
+        waited for: a few peers that stall would keep out all others.
+        """
         tls = self.tls
         while True:
             try:
-                tls.do_handshake()
+                if turn is None:
+                    tls.do_handshake()
+                else:
+                    async with turn:
+                        tls.do_handshake()
             except ssl.SSLWantReadError:
                 await self._flush()
                 size = await self._fill()

@@ -44,10 +44,12 @@ class HangupWatch:
             self._change(fd, select.KQ_EV_ADD | select.KQ_EV_CLEAR)
         self._callbacks[fd] = callback
 
-    def remove(self, fd: int) -> None:
-        """Stop watching ``fd``; harmless if it is not watched."""
-        if self._callbacks.pop(fd, None) is None:
+    def remove(self, fd: int, callback: Callable[[], None] | None = None) -> None:
+        """Stop watching ``fd``; harmless if it is not watched, or no longer for ``callback`` where one is given."""
+        known = self._callbacks.get(fd)
+        if known is None or (callback is not None and known != callback):
             return
+        del self._callbacks[fd]
         if sys.platform == "linux":
             try:
                 self._epoll.unregister(fd)
