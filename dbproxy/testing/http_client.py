@@ -193,9 +193,13 @@ class Client:
 
     async def close(self) -> None:
         """Close every idle tunnel, without a farewell as the real client does (client facts 0.10)."""
-        for tunnel in self._idle:
-            await trio.aclose_forcefully(tunnel.stream)
-        self._idle.clear()
+        while self._idle:
+            try:
+                await trio.aclose_forcefully(self._idle.pop().stream)
+            except trio.Cancelled:
+                # That one is closed all the same; so shall the others be.
+                await self.close()
+                raise
 
     async def _open(self) -> _Tunnel:
         self.tunnels += 1

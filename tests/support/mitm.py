@@ -44,8 +44,11 @@ async def open_mitm(origin, *, up=lambda data: data, down=lambda data: data):
                 nursery.start_soon(pump, near, far, up, nursery.cancel_scope)
                 nursery.start_soon(pump, far, near, down, nursery.cancel_scope)
         finally:
-            await trio.aclose_forcefully(stream)
-            await trio.aclose_forcefully(raw)
+            # A cancelled close closes and then raises: the second must not depend on it.
+            try:
+                await trio.aclose_forcefully(stream)
+            finally:
+                await trio.aclose_forcefully(raw)
 
     async with trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")

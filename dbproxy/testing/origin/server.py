@@ -186,8 +186,10 @@ class Origin:
             with trio.move_on_after(1.0):
                 await stream.aclose()
         finally:
-            await trio.aclose_forcefully(raw)
-            self._end(connection)
+            try:
+                await trio.aclose_forcefully(raw)
+            finally:
+                self._end(connection)
 
 
 def checked(given: Any) -> Script:
