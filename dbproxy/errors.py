@@ -56,7 +56,8 @@ class ProtocolViolation(PeerError):
 class UpstreamError(PeerError):
     """The server behind us could not be reached or broke off.
 
-    ``kind`` is one of ``dns``, ``connect``, ``tls``, ``timeout``, ``closed``, ``protocol``, ``parent``, ``loop``.
+    ``kind`` is one of ``dns``, ``connect``, ``tls``, ``timeout``, ``closed``, ``protocol``, ``parent``, ``loop``,
+    ``config``.
     """
 
     def __init__(self, kind: str, message: str, *, hint: str = "") -> None:

@@ -1,7 +1,7 @@
 """Who may talk to our own port outside a tunnel.
 
 A page in the user's browser can send requests to 127.0.0.1, and by DNS rebinding even read the answers. So requests
-outside a tunnel are checked by Origin and Sec-Fetch-Site on every path, and our own endpoints by Host as well. Inside a
+outside a tunnel are checked by Origin and Sec-Fetch-Site on every path, and our own endpoints by Host too. Inside a
 tunnel nothing is checked: there every byte belongs to the upstream. Pure; no I/O.
 """
 
@@ -56,8 +56,17 @@ def is_cross_site(fields: Fields, names: Collection[str]) -> bool:
     return False
 
 
+def is_foreign_origin(fields: Fields) -> bool:
+    """Whether a page of any other origin sent this: one of another port, or of another spelling of our address, too.
+
+    Cookies know no ports, so a page of some other program on this machine would come with the cookie of our page.
+    """
+    host = fields.get(b"host") or b""
+    return any(raw.partition(b"://")[2].lower() != host.lower() for raw in fields.get_all(b"origin"))
+
+
 def has_token(fields: Fields, token: str) -> bool:
     """Whether the request carries the control token as ``Authorization: Bearer``."""
     raw = fields.get(b"authorization") or b""
     scheme, _, value = raw.partition(b" ")
-    return scheme.lower() == b"bearer" and hmac.compare_digest(value.strip(), token.encode())
+    return bool(token) and scheme.lower() == b"bearer" and hmac.compare_digest(value.strip(), token.encode())

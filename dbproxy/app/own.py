@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from dbproxy import __version__
 from dbproxy.app import guard, respond
 from dbproxy.app.counters import samples
+from dbproxy.app.crash import describe_crash
 from dbproxy.hooks.metrics import CONTENT_TYPE, Sample, render
 
 if TYPE_CHECKING:
@@ -52,6 +54,8 @@ class OwnEndpoints:
             return respond.error_response(
                 421, "this address answers only under its own name; use http://127.0.0.1 and the port"
             )
+        if guard.is_foreign_origin(head.fields):
+            return respond.error_response(403, "a page of another origin may not use this address")
         route = self._routes.get(path)
         if route is None:
             return respond.error_response(404, "there is no web page in this version; see /health and /metrics")
@@ -65,7 +69,12 @@ class OwnEndpoints:
                 "this needs the control token: send Authorization: Bearer with the content of run/control-token",
                 extra=[(b"www-authenticate", b"Bearer")],
             )
-        return await handler(body)
+        try:
+            return await handler(body)
+        except Exception as error:
+            self._proxy.counters.crashes_total += 1
+            self._proxy.journal.emit("endpoint_crashed", level="error", path=path, error=describe_crash(error))
+            return respond.error_response(500, "this failed by an error of ours; the log says where")
 
     async def _health(self, body: bytes) -> LocalResponse:
         proxy = self._proxy
@@ -132,7 +141,7 @@ class OwnEndpoints:
                     {"id": f.exchange.id, "host": f.exchange.host, "path": f.exchange.path, "scope": f.exchange.scope}
                     for f in flights
                 ],
-                "rejections": proxy.rejections.snapshot(),
+                "rejections": [asdict(rejection) for rejection in proxy.rejections.snapshot()],
                 "roots": [root.fingerprint for root in proxy.authority.roots],
                 "plugins": await self._plugins(),
                 "log": {"file": str(proxy.paths.log_file), "dropped": proxy.journal.dropped},
@@ -145,7 +154,7 @@ class OwnEndpoints:
             prefix = wanted.get("conv_id")
             if prefix is not None and not (isinstance(prefix, str) and prefix):
                 raise ValueError
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             return respond.error_response(400, 'send {} to reset all, or {"conv_id": "prefix"}')
         gone = self._proxy.sessions.reset(prefix)
         if prefix is None:

@@ -25,7 +25,7 @@ from dbproxy.app.relay import (
     send_request,
     upload,
 )
-from dbproxy.errors import ProtocolViolation, Refused, UpstreamError
+from dbproxy.errors import DbproxyError, ProtocolViolation, Refused, UpstreamError
 from dbproxy.exchange import Exchange, LocalResponse, Outcome, RequestDraft, RequestHead, ResponseHead, Via
 from dbproxy.hooks.taps import StreamFilters
 from dbproxy.wire import h1
@@ -209,6 +209,8 @@ class _Run:
             if client.gone:
                 raise ClientGone("the client closed the connection") from None
             return await self._failed(error, body_done=body.done)
+        except DbproxyError as error:  # a setting of this launch that cannot be used, for example its upstream_ca
+            return await self._failed(UpstreamError("config", str(error)), body_done=body.done)
 
     async def _failed(self, error: UpstreamError, *, body_done: bool) -> bool:
         """Tell the client that the upstream failed, in the way that is still possible."""

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from dbproxy.app.counters import Counters
+from dbproxy.errors import ProtocolViolation
 from dbproxy.exchange import Exchange, Fields, RequestHead, Via
 from dbproxy.net.address import is_own_listener
 from dbproxy.net.dial import is_local
 from dbproxy.net.tls import RejectionTracker
 from dbproxy.net.upstream import Origin
-from dbproxy.wire.target import normalise_host
+from dbproxy.wire.target import DEFAULT_PORTS, normalise_host, parse_authority
 
 if TYPE_CHECKING:
     import trio
@@ -147,6 +148,8 @@ class Proxy:
         Host, and the path prefix of ``upstream_url`` stands in front.
         """
         request = exchange.request
+        if exchange.via is Via.ABSOLUTE:
+            fields = self._absolute_host(exchange, fields)
         if exchange.via is not Via.BASE_URL and exchange.host != MODEL_HOST:
             origin = Origin(exchange.scheme, exchange.host, exchange.port, private_ok=exchange.loopback)
             return origin, replace(request, fields=fields)
@@ -156,3 +159,20 @@ class Proxy:
         if exchange.via is Via.BASE_URL or exchange.host != upstream.host:
             fields = fields.replaced(b"Host", upstream.authority)
         return origin, replace(request, target=target, fields=fields)
+
+    @staticmethod
+    def _absolute_host(exchange: Exchange, fields: Fields) -> Fields:
+        """A target in absolute form says which server is meant; a Host that says otherwise is replaced.
+
+        RFC 9112 section 3.2.2: else whoever checks the one and whoever serves the other disagree.
+        """
+        default = DEFAULT_PORTS[exchange.scheme]
+        try:
+            said = parse_authority(fields.get(b"host") or b"", default)
+            if (said.host, said.port) == (exchange.host, exchange.port):
+                return fields
+        except ProtocolViolation:
+            pass
+        shown = f"[{exchange.host}]" if ":" in exchange.host else exchange.host
+        shown += "" if exchange.port == default else f":{exchange.port}"
+        return fields.replaced(b"Host", shown.encode())

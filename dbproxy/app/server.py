@@ -243,8 +243,10 @@ class Server:
             while not body.done and body.count <= BODY_LIMIT:
                 data = await client.receive_body()
                 client.unread(data[body.feed(data) :])
-        if not body.done:
-            return await self._local(client, head, respond.error_response(413, "the body is too large or too slow"))
+        if not body.done or body.count > BODY_LIMIT:
+            late = body.count <= BODY_LIMIT
+            refusal = (408, "the body did not arrive in time") if late else (413, "the body is too large")
+            return await self._local(client, head, respond.error_response(*refusal))
         response = await self.own.answer(
             head, path, body.take(), names=(client.local_address,), loopback=client.loopback
         )

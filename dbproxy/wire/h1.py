@@ -124,6 +124,11 @@ def _lines(head: bytes) -> list[bytes]:
     return [line.removesuffix(b"\r") for line in head.rstrip(b"\r\n").split(b"\n")]
 
 
+def _why(error: h11.RemoteProtocolError) -> str:
+    """What h11 says without the bytes that it quotes: a header line may be a key, and this ends up in logs."""
+    return str(error).partition(":")[0]
+
+
 def parse_request_head(head: bytes, *, max_fields: int = 256) -> RequestHead:
     """A request head from its exact bytes (blank line included). Raises ProtocolViolation."""
     if _REQUEST.fullmatch(head):
@@ -134,7 +139,7 @@ def parse_request_head(head: bytes, *, max_fields: int = 256) -> RequestHead:
         try:
             event = connection.next_event()
         except h11.RemoteProtocolError as error:
-            raise ProtocolViolation(f"malformed request: {error}", status=error.error_status_hint) from None
+            raise ProtocolViolation(f"malformed request: {_why(error)}", status=error.error_status_hint) from None
         if not isinstance(event, h11.Request):
             raise ProtocolViolation("malformed request")
         first, *lines = _lines(head)
@@ -160,7 +165,7 @@ def parse_response_head(head: bytes, *, max_fields: int = 512) -> ResponseHead:
         try:
             event = connection.next_event()
         except h11.RemoteProtocolError as error:
-            raise ProtocolViolation(f"malformed answer: {error}", status=502) from None
+            raise ProtocolViolation(f"malformed answer: {_why(error)}", status=502) from None
         if not isinstance(event, h11.Response | h11.InformationalResponse):
             raise ProtocolViolation("malformed answer", status=502)
         first, *lines = _lines(head)
