@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 def _start(args: argparse.Namespace) -> int:
     from dbproxy.proc import daemon
 
-    running = daemon.ensure(load_config(args.overrides), dict(os.environ))
+    running = daemon.ensure(load_config(args.overrides), dict(os.environ), explicit=True)
     for notice in running.notices:
         say(notice)
     print(f"{'started' if running.started else 'already running'}: {running.state.url} (pid {running.state.pid})")

@@ -29,7 +29,8 @@ KNOWN_ENVIRONMENT = frozenset({"DBPROXY_ACTIVE", "DBPROXY_URL", "DBPROXY_PROXY_P
 @dataclass(frozen=True, slots=True)
 class Spec:
     """One setting. ``key`` is its dotted TOML name, ``env`` its variables, ``inherits`` variables of other programs
-    that are read only when nothing of ours says anything (in order)."""
+    that are read only when nothing of ours says anything (in order). ``dormant``: accepted and checked, but without
+    effect in this version; whoever sets it is told."""
 
     name: str
     kind: Kind
@@ -41,6 +42,7 @@ class Spec:
     scope: Scope = "process"
     project: ProjectRule = "trusted-only"
     secret: bool = False
+    dormant: bool = False
 
     @property
     def option(self) -> str:
@@ -59,10 +61,11 @@ def setting(
     scope: Scope = "process",
     project: ProjectRule = "trusted-only",
     secret: bool = False,
+    dormant: bool = False,
 ) -> Any:
     """A dataclass field that is a setting; ``env`` names aliases beside ``DBPROXY_<NAME>``."""
     rules = {"kind": kind, "help": help, "key": key, "env": env, "inherits": inherits}
-    rules |= {"scope": scope, "project": project, "secret": secret}
+    rules |= {"scope": scope, "project": project, "secret": secret, "dormant": dormant}
     return field(default=default, metadata=rules, repr=not secret)
 
 
@@ -127,6 +130,7 @@ class Settings:
         help="The double buffer: acting, only watching, or off.",
         scope="launch",
         project="allowed",
+        dormant=True,
     )
     checkpoint_threshold: float = setting(
         values.fraction(),
@@ -134,6 +138,7 @@ class Settings:
         help="Part of the client's real compaction wall at which the background checkpoint is made.",
         scope="launch",
         project="allowed",
+        dormant=True,
     )
     swap_threshold: float = setting(
         values.fraction(),
@@ -154,6 +159,7 @@ class Settings:
         help="Below this context size no checkpoint is made.",
         scope="launch",
         project="allowed",
+        dormant=True,
     )
     conversation_ttl_seconds: int = setting(
         values.integer(1, 31_536_000, "seconds"),

@@ -1,8 +1,8 @@
 """The hook specifications: the names, arguments, kinds, deadlines and answers that plugins program against.
 
 Read by pluggy (signatures), by the dispatcher (kinds, deadlines, answers) and by the generated hook page. Must not
-import trio: the launcher runs one hook without an event loop. Invariant: each spec has a docstring, a kind and an
-answer check; adding an argument is compatible, removing one is not.
+import trio. Invariant: each spec has a docstring, a kind and an answer check; adding an argument is compatible,
+removing one is not.
 """
 
 from __future__ import annotations
@@ -237,17 +237,6 @@ def _tap(answer: Any, given: Any) -> Any:
     return answer
 
 
-def _environment(answer: Any, given: Any) -> dict[str, str]:
-    if not isinstance(answer, Mapping):
-        raise _wrong(answer, "a mapping")
-    for key, value in answer.items():
-        if not (isinstance(key, str) and isinstance(value, str)):
-            raise _wrong(value if isinstance(key, str) else key, "text in the environment")
-        if not key or "=" in key or "\0" in key or "\0" in value:
-            raise WrongAnswer("an environment name is empty or holds '=', or something holds NUL")
-    return dict(answer)
-
-
 # ---- the specifications ------------------------------------------------------------------------------------------
 
 
@@ -398,11 +387,3 @@ def stream_tap(exchange: Exchange, head: ResponseHead) -> StreamTap | None:
 @_hook(Kind.OBSERVE, _nothing, deadline=5.0)
 def exchange_finished(exchange: Exchange) -> None:
     """An exchange is over, with whatever outcome; called once for each, after its synchronous taps have ended."""
-
-
-@_hook(Kind.TRANSFORM, _environment, value="environment", awaitable=False)
-def launch_environment(command: tuple[str, ...], environment: Mapping[str, str]) -> Mapping[str, str] | None:
-    """Change the environment of a child that the launcher is about to start. Synchronous; runs in the launcher.
-
-    ``command`` is what will be run. Return a whole new environment; the one given cannot be changed in place.
-    """

@@ -61,10 +61,14 @@ def find(paths: Paths, *, timeout: float = PROBE_TIMEOUT) -> DaemonState | None:
     return state if state is not None and probe(state, timeout) is not None else None
 
 
-def ensure(config: Config, env: Mapping[str, str], *, timeout: float = START_TIMEOUT) -> Running:
+def ensure(
+    config: Config, env: Mapping[str, str], *, timeout: float = START_TIMEOUT, explicit: bool = False
+) -> Running:
     """A daemon that answers and is not older than we are; started or replaced if need be.
 
-    ``env`` is the launcher's environment. ``timeout`` in seconds bounds a start. Raises LaunchError.
+    ``env`` is the launcher's environment. ``timeout`` in seconds bounds a start. ``explicit``: the person asked for
+    the daemon itself, so the per-launch settings given here are meant for the traffic that belongs to no launch. Raises
+    LaunchError.
     """
     paths = Paths(config.settings.data_dir)
     running = find(paths)
@@ -84,7 +88,7 @@ def ensure(config: Config, env: Mapping[str, str], *, timeout: float = START_TIM
             )
         else:
             _refuse_hung(paths)
-        started = _start(config, env, listen, timeout)
+        started = _start(config, env, listen, timeout, explicit=explicit)
         return dataclasses.replace(started, notices=(*notices, *started.notices))
 
 
@@ -98,7 +102,7 @@ def restart(config: Config, env: Mapping[str, str], *, timeout: float = START_TI
             _close_listener(state)
             if not _given(config, "listen"):
                 listen = state.listen
-        return _start(config, env, listen, timeout)
+        return _start(config, env, listen, timeout, explicit=True)
 
 
 def stop(paths: Paths, *, wait: float, force: bool = False) -> Stopped:
@@ -157,7 +161,9 @@ def differences(config: Config, state: DaemonState) -> list[str]:
     return found
 
 
-def _start(config: Config, env: Mapping[str, str], listen: tuple[str, ...] | None, timeout: float) -> Running:
+def _start(
+    config: Config, env: Mapping[str, str], listen: tuple[str, ...] | None, timeout: float, *, explicit: bool
+) -> Running:
     paths = Paths(config.settings.data_dir)
     paths.create()
     wanted = tuple(map(str, config.settings.listen)) if listen is None else listen
@@ -170,11 +176,13 @@ def _start(config: Config, env: Mapping[str, str], listen: tuple[str, ...] | Non
             host, _ = split_address(address)
             taken.append(address)
             bound.append(f"[{host}]:0" if ":" in host else f"{host}:0")
-    command = [*child.own_command(), *_options(config, bound), "serve"]
+    command = [*child.own_command(), *_options(config, bound, explicit), "serve"]
     frozen = bool(getattr(sys, "frozen", False))
     environment = child.with_own_package(daemon_environment(env, drop=_variables(), frozen=frozen))
     if config.settings.control_token is not None:
         environment["DBPROXY_CONTROL_TOKEN"] = config.settings.control_token
+    if explicit and config.settings.parent_proxy is not None and _given(config, "parent_proxy"):
+        environment["DBPROXY_PARENT_PROXY"] = config.settings.parent_proxy
     state = child.start_daemon(
         command,
         env=environment,
@@ -193,13 +201,18 @@ def _start(config: Config, env: Mapping[str, str], listen: tuple[str, ...] | Non
     return Running(state, started=True, notices=tuple(notices))
 
 
-def _options(config: Config, listen: list[str]) -> list[str]:
-    """The process-wide settings of this command line and environment as options for the daemon, paths absolute: its
-    working directory is another. Secrets travel in the environment only, for every user can read a command line."""
+def _options(config: Config, listen: list[str], explicit: bool) -> list[str]:
+    """The process-wide settings (with ``explicit`` all of them) of this command line and environment as options.
+
+    Paths are absolute: the daemon's working directory is another. Secrets travel in the environment only, for every
+    user can read a command line.
+    """
     options = [f"--data-dir={Path(config.settings.data_dir).absolute()}", f"--listen={','.join(listen)}"]
     for spec in core_table().specs:
         value = getattr(config.settings, spec.name)
-        if spec.name in ("data_dir", "listen") or spec.secret or spec.scope != "process" or value is None:
+        if spec.name in ("data_dir", "listen") or spec.secret or value is None:
+            continue
+        if spec.scope != "process" and not explicit:
             continue
         if _given(config, spec.name):
             encoded = spec.kind.encode(value)

@@ -133,6 +133,7 @@ def test_a_project_that_tries_to_redirect_traffic_and_trust(config, home):
     assert before.stderr.splitlines() == [
         f"dbproxy: {file}: ignored: upstream_url: a project file may not set this unless you trust it",
         f"dbproxy: if you wrote that file: dbproxy config trust {project}",
+        "dbproxy: buffer has no effect in this version",
     ]
     trusted = config("trust", "clone")
     assert trusted.returncode == 0

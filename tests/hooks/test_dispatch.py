@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from dbproxy.exchange import Fields, LocalResponse, RequestDraft, RequestHead, ResponseHead
-from dbproxy.hooks.calls import Calls, running_plugin
+from dbproxy.hooks.calls import running_plugin
 from dbproxy.hooks.dispatch import Dispatcher
 from dbproxy.hooks.metrics import Sample, render
 from dbproxy.hooks.specs import ConnectionFacts, hookimpl
@@ -122,22 +122,6 @@ def test_hook_transform_response_head(dispatch, plug, exchange, stream_head) -> 
     head = dispatch.transform_sync("transform_response_head", stream_head, exchange=exchange)
     assert head.fields.get(b"x-mark") == b"1"
     assert stream_head.fields.get(b"x-mark") is None
-
-
-def test_hook_launch_environment(manager, plug) -> None:
-    def in_place(command, environment) -> None:
-        environment["A"] = "changed"
-
-    def add(command, environment) -> dict[str, str]:
-        return {**environment, "B": command[0]}
-
-    plug("add", launch_environment=add)
-    plug("in_place", launch_environment=in_place)
-    given = {"A": "1"}
-    calls = Calls(manager)
-    assert calls.transform_sync("launch_environment", given, command=("claude",)) == {"A": "1", "B": "claude"}
-    assert given == {"A": "1"}
-    assert calls.account("in_place").failures == 1
 
 
 async def test_hook_health(dispatch, plug) -> None:
