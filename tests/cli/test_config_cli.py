@@ -139,7 +139,8 @@ def test_a_project_that_tries_to_redirect_traffic_and_trust(config, home):
     assert trusted.returncode == 0
     assert "upstream_url = https://evil.example" in trusted.stdout
     after = config("show", "--json", cwd=project)
-    assert (json.loads(after.stdout)["settings"]["upstream_url"], after.stderr) == ("https://evil.example", "")
+    assert json.loads(after.stdout)["settings"]["upstream_url"] == "https://evil.example"
+    assert after.stderr == "dbproxy: buffer has no effect in this version\n"
     assert config("trust", "--forget", "clone").returncode == 0
     assert config("trust", "--forget", "clone").returncode == 1
     assert "ignored" in config("show", cwd=project).stderr
