@@ -18,10 +18,13 @@ from dbproxy.testing.agent import parser, work
 from dbproxy.testing.compare import compare, head_lines
 from dbproxy.testing.conversation import Failure, HttpError, TooLong, _NotAStream, _Tries
 from dbproxy.testing.http_client import Broken, Silent, Way
-from dbproxy.testing.origin import Answer, Match, Rule, document, fail, open_origin, say
+from dbproxy.testing.origin import Answer, Match, Rule, document, fail, open_origin, say, text
+from dbproxy.testing.origin.events import encode, message_events
 from dbproxy.testing.origin.grammar import StreamError
 
 MAIN = Match(role="main")
+# Ends as its framing promises, and yet is not whole.
+CLEANLY_CUT = tuple(encode(event) for event in message_events([text("x")], model="m")[:-1])
 
 
 async def session(script, *words, environ=None, retries=3):
@@ -80,6 +83,7 @@ async def test_recovers(answers):
         (say("x" * 900, cut_after=7), 4),  # all events but the end
         (Answer(events=(b"event: message_stop\ndata: {}\n\n",)), 1),
         (Answer(events=(b"garbage\n\n",)), 1),
+        (Answer(events=CLEANLY_CUT), 4),
         (document({"type": "error"}), 2),
         (document(["no message"]), 2),
         (Answer(events=()), 4),
@@ -124,6 +128,32 @@ async def test_compaction_and_the_first_request_after_it(why):
         assert "ORIGIN-SUMMARY" in after.first_text
         assert "<summary>" not in after.first_text
         assert after.tool_results == (1 if why == "reactive" else 0)
+
+
+@pytest.mark.parametrize(
+    ("summary", "asked", "good"),
+    [
+        ("good", 1, True),
+        ("summary_only", 1, True),
+        ("thinking", 1, True),
+        ("no_tags", 2, True),
+        ("cut", 2, True),
+        ("error_500", 3, True),
+        ("empty", 1, False),
+        ("no_block", 1, False),
+        ("tool", 1, False),
+        ("max_tokens", 4, False),
+        ("cut_always", 4, False),
+        ("error_400", 8, False),
+    ],
+)
+async def test_takes_and_refuses_summaries_as_the_real_client_does(summary, asked, good):
+    """Client facts 4.4."""
+    report, requests = await session({"scenario": "autocompact", "options": {"summary": summary}})
+    assert sum(request.role == "compaction" for request in requests) == asked
+    assert (report["failure"] == "") is good
+    if good:
+        assert "ORIGIN-SUMMARY" in requests[-1].first_text
 
 
 async def test_the_head_stands_in_the_clients_order():

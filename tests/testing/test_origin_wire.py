@@ -505,3 +505,16 @@ async def test_a_counted_answer_gets_no_ping_between(ask):
         _, response, body, _ = await ask(origin)
         assert json.loads(body)["error"]["message"] == "no"
         assert (b"content-length", b"%d" % len(body)) in list(response.headers)
+
+
+async def test_blank_lines_before_a_request_are_a_violation(connect):
+    """A server may ignore them (RFC 9112 2.2); an oracle tells: no proxy should send them."""
+    wire = b"\r\n\r\nGET /api/hello HTTP/1.1\r\nHost: a\r\n\r\n"
+    async with open_origin() as origin:
+        talker = await connect(origin)
+        await talker.send(wire)
+        with trio.fail_after(2):
+            assert (await talker.answer("GET"))[1].status_code == 400
+        assert bytes(origin.connections[0].raw) == wire
+        assert origin.requests == []
+        assert len(origin.violations) == 1

@@ -204,8 +204,7 @@ class Talk:
                 raise Gone("closed") from None
 
     def _begin(self, event: h11.Request, window: bytearray) -> tuple[Received, int]:
-        lead = len(window) - len(window.lstrip(b"\r\n"))
-        end = _END_OF_HEAD.search(window, lead)
+        end = _END_OF_HEAD.search(window)
         head_size = end.end() if end else len(window)
         connection = self.peer.connection
         request = Received(
