@@ -71,6 +71,7 @@ class Server:
         """Accept connections on a listening, non-blocking socket until cancelled."""
         proxy = self.proxy
         while True:
+            await trio.lowlevel.checkpoint_if_cancelled()  # the socket is closed in the moment of the cancellation
             await trio.lowlevel.wait_readable(listener)
             # A burst of tunnels is taken in small helpings, so that running streams get their turn in between.
             for _ in range(8):
@@ -283,7 +284,7 @@ class Server:
         if client.stream.secure or client.via is Via.TUNNEL:
             # What follows works on the bare socket, and inside somebody's tunnel CONNECT is not ours to answer.
             error = ProtocolViolation(
-                "CONNECT needs a plain connection to this proxy", status=501, hint="Use http:// in HTTPS_PROXY"
+                "CONNECT needs a plain connection to this proxy", hint="Use http:// in HTTPS_PROXY"
             )
             await self._connect_failed(client, head, error.status, error)
             return
