@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import argparse
+import argparse
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -17,10 +14,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "proxy on this machine. Needs no account and no network. Exit code 0 only if every byte matched.",
     )
     parser.add_argument("--keep", action="store_true", help="keep the files of the run and say where they are")
+    # A frozen executable has no other way to start the agent's part of the demo.
+    parser.add_argument("--as-agent", nargs=argparse.REMAINDER, default=None, help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the demonstration; 0 only if everything matched."""
     from dbproxy.testing.demo import main
 
-    return int(main(["--keep"] if args.keep else []))
+    if args.as_agent is not None:
+        return main(["--as-agent", *args.as_agent])
+    return main(["--keep"] if args.keep else [])

@@ -87,7 +87,8 @@ def page() -> str:
 
 
 def _command(title: str, parser: argparse.ArgumentParser) -> list[str]:
-    plain = [action for action in parser._actions if not isinstance(action, argparse._SubParsersAction)]
+    visible = [action for action in parser._actions if action.help is not argparse.SUPPRESS]
+    plain = [action for action in visible if not isinstance(action, argparse._SubParsersAction)]
     rows = [(_usage(action), _cell(action.help or "")) for action in plain if action.dest != "help"]
     synopsis = " ".join([title, *(f"[{usage}]" for usage, _ in rows)])
     out = [f"`{synopsis}`", "", parser.description or "", ""]
