@@ -86,7 +86,9 @@ async def upload(flight: Flight, upstream: UpstreamConnection, body: h1.Body) ->
     stream = upstream.stream
     exchange = flight.exchange
     while not body.done:
+        flight.waiting = 0.0  # for as long as the client makes us wait, the upstream's silence is not its fault
         data = await client.receive_body()
+        flight.waiting = trio.current_time()
         used = body.feed(data)
         if used < len(data):
             client.unread(data[used:])
@@ -115,6 +117,8 @@ def client_head(
                 fields = fields.plus(b"Transfer-Encoding", b"chunked")
     if close and head.status != 101:
         fields = fields.plus(b"Connection", b"close")
+    elif version != b"HTTP/1.1" and head.status != 101:
+        fields = fields.plus(b"Connection", b"keep-alive")  # without it a client of HTTP/1.0 would wait for the end
     if fields is head.fields and head.version == b"HTTP/1.1":
         return head
     return ResponseHead(head.status, head.reason, b"HTTP/1.1", fields)

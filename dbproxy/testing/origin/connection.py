@@ -115,12 +115,19 @@ class Peer:
             inner = inner.transport_stream  # type: ignore[attr-defined]
         return inner
 
+    async def farewell(self) -> None:
+        """Close as a proper server does: with a close_notify where there is TLS."""
+        if isinstance(self.stream, trio.SSLStream):  # noqa: TID251  the oracle is apart from our own TLS on purpose
+            # Opened as https_compatible, so that clients may leave without one; closed that way, it would send none.
+            self.stream._https_compatible = False
+        with trio.move_on_after(1.0):
+            await self.stream.aclose()
+
     async def cut(self, how: str) -> None:
         """End the connection: ``fin`` (no close_notify), ``close_notify`` or ``rst``."""
         self.connection.how = self.connection.how or "ours"
         if how == "close_notify":
-            with trio.move_on_after(1.0):
-                await self.stream.aclose()
+            await self.farewell()
         raw = self._socket()
         if how == "rst" and raw.socket.fileno() >= 0:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -183,8 +183,7 @@ class Origin:
                 await Talk(peer, self, self.next_number).run()
                 connection.how = connection.how or "ours"
                 nursery.cancel_scope.cancel()
-            with trio.move_on_after(1.0):
-                await stream.aclose()
+            await peer.farewell()
         finally:
             try:
                 await trio.aclose_forcefully(raw)
