@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING
 import trio
 
 from dbproxy import __version__
+from dbproxy.app.crash import CRASHES, describe_crash
 from dbproxy.app.egress import Egresses
 from dbproxy.app.journal import Journal
 from dbproxy.app.pipeline import Pipeline
 from dbproxy.app.proxy import Proxy
 from dbproxy.app.server import Server
 from dbproxy.app.sessions import Sessions
-from dbproxy.config import HostPort, core_table
+from dbproxy.config import HostPort
 from dbproxy.errors import CertificateError, DbproxyError, LaunchError
 from dbproxy.hooks.dispatch import Dispatcher
 from dbproxy.hooks.manager import PluginManager
@@ -34,6 +35,7 @@ from dbproxy.net import trust
 from dbproxy.net.ca import Authority
 from dbproxy.net.watch import HangupWatch
 from dbproxy.paths import Paths, write_private
+from dbproxy.proc.daemon import describe
 from dbproxy.scope import Scopes
 from dbproxy.state import DaemonState, is_alive
 
@@ -88,20 +90,21 @@ def addresses(settings: Settings) -> tuple[HostPort, ...]:
     return (*settings.listen, HostPort(settings.listen[0].host, settings.dashboard_port))
 
 
-def raise_file_limit() -> None:
-    """Ask for as many open files as we may have, within reason."""
+def raise_file_limit() -> int:
+    """Ask for as many open files as we may have, within reason; how many that are, 0 where nobody tells."""
     try:
         import resource
     except ImportError:
-        return
+        return 0
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return
+        return 0 if soft == resource.RLIM_INFINITY else soft
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     except (OSError, ValueError):
-        pass
+        return soft
+    return wanted
 
 
 def control_token(settings: Settings, paths: Paths) -> str:
@@ -109,22 +112,12 @@ def control_token(settings: Settings, paths: Paths) -> str:
     token = settings.control_token
     if token is None:
         try:
-            token = paths.control_token.read_text().strip()
-        except OSError:
+            token = paths.control_token.read_text("ascii").strip()
+        except (OSError, ValueError):  # not there yet, or no text
             token = ""
         token = token or secrets.token_urlsafe(24)
     write_private(paths.control_token, token + "\n")
     return token
-
-
-def _process_settings(settings: Settings) -> dict[str, str]:
-    """The process-wide settings as text, for launchers to compare with their own."""
-    found = {}
-    for spec in core_table().specs:
-        if spec.scope == "process" and not spec.secret:
-            value = getattr(settings, spec.name)
-            found[spec.name] = "" if value is None else str(spec.kind.encode(value))
-    return found
 
 
 class Running:
@@ -167,13 +160,14 @@ async def open_proxy(
     sockets: list[socket.socket] | None = None,
     plugins: tuple[tuple[str, object], ...] = (),
     user_files: Sequence[str] = (),
+    file_limit: int = 0,
 ) -> AsyncIterator[Running]:
     """Run a proxy in the calling task's event loop for as long as the block lasts.
 
     ``sockets`` are listening sockets made by ``bind``; ``plugins`` are (name, object) pairs to register beside the
-    installed ones; ``user_files`` are certificate files that the user trusts beside the system's. Leaving the block
-    ends everything at once, after ``stop`` gracefully. Raises DbproxyError when something that it cannot do without
-    is missing.
+    installed ones; ``user_files`` are certificate files that the user trusts beside the system's; ``file_limit`` is
+    how many files we may open, 0 if unknown. Leaving the block ends everything at once, after ``stop`` gracefully.
+    Raises DbproxyError when something that it cannot do without is missing.
     """
     settings = config.settings
     paths = Paths(settings.data_dir)
@@ -196,6 +190,7 @@ async def open_proxy(
         await dispatch.startup(app)
         async with trio.open_nursery() as background:
             proxy = _assemble(settings, paths, journal, dispatch, authority, background, tuple(user_files))
+            proxy.file_limit = file_limit
             proxy.listening[:] = [sock.getsockname()[:2] for sock in sockets]
             pipeline = Pipeline(proxy)
             background.start_soon(proxy.watch.run)
@@ -283,7 +278,7 @@ def _write_state(proxy: Proxy) -> DaemonState:
         listen=tuple(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in proxy.listening),
         data_dir=proxy.paths.data_dir,
         intercept=tuple(sorted(proxy.intercepted)),
-        settings=_process_settings(proxy.settings),
+        settings=describe(proxy.settings),
         dashboard=f"https://localhost:{proxy.settings.dashboard_port}" if proxy.settings.dashboard_port else "",
     )
     proxy.instance = state.instance
@@ -307,20 +302,28 @@ async def _chores(proxy: Proxy, pipeline: Pipeline) -> None:
     while True:
         await trio.sleep(1.0)
         round_number += 1
-        now = trio.current_time()
-        horizon = now - proxy.settings.upstream_silence_timeout
-        for flight in list(pipeline.flights.values()):
-            if 0.0 < flight.waiting < horizon:
-                flight.give_up()
         try:
-            await trio.to_thread.run_sync(proxy.sessions.write_status, proxy.settings.passthrough)
-        except (OSError, DbproxyError):
-            pass  # the status line is a convenience; doctor tells about the folder
-        if round_number % 10 == 0:
-            proxy.egresses.expire()
-            proxy.sessions.expire(time.time())
-        if round_number % 60 == 0:
-            await trio.to_thread.run_sync(_look_after_files, proxy)
+            await _chore(proxy, pipeline, round_number)
+        except CRASHES as error:  # the proxy goes on without the chore
+            proxy.counters.crashes_total += 1
+            proxy.journal.emit("chore_crashed", level="error", error=describe_crash(error))
+
+
+async def _chore(proxy: Proxy, pipeline: Pipeline, round_number: int) -> None:
+    """One second's chores."""
+    horizon = trio.current_time() - proxy.settings.upstream_silence_timeout
+    for flight in list(pipeline.flights.values()):
+        if 0.0 < flight.waiting < horizon:
+            flight.give_up()
+    try:
+        await trio.to_thread.run_sync(proxy.sessions.write_status, proxy.settings.passthrough)
+    except (OSError, DbproxyError):
+        pass  # the status line is a convenience; doctor tells about the folder
+    if round_number % 10 == 0:
+        proxy.egresses.expire()
+        proxy.sessions.expire(time.time())
+    if round_number % 60 == 0:
+        await trio.to_thread.run_sync(_look_after_files, proxy)
 
 
 def _look_after_files(proxy: Proxy) -> None:
@@ -330,7 +333,7 @@ def _look_after_files(proxy: Proxy) -> None:
         proxy.authority.refresh()
         proxy.authority.prepare()
         proxy.authority.prune({scope.root for scope in proxy.scopes.all()})
-    except CertificateError as error:
+    except (CertificateError, OSError) as error:
         proxy.journal.emit("certificate_failed", level="error", message=str(error))
 
 
@@ -348,13 +351,13 @@ def serve_forever(config: Config, env: Mapping[str, str]) -> int:
     ``env`` is this process's environment: the certificate files that it names are trusted upstream. Raises
     DbproxyError when the proxy cannot start.
     """
-    raise_file_limit()
+    file_limit = raise_file_limit()
     sockets = bind(addresses(config.settings))
     user_files = tuple(value for name in _CERTIFICATE_VARIABLES if (value := env.get(name)))
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            await nursery.start(_serve_until_signal, config, sockets, user_files)
+            await nursery.start(_serve_until_signal, config, sockets, user_files, file_limit)
 
     trio.run(main, strict_exception_groups=True)
     return 0
@@ -364,6 +367,7 @@ async def _serve_until_signal(
     config: Config,
     sockets: list[socket.socket],
     user_files: tuple[str, ...],
+    file_limit: int,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     watched = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
@@ -374,7 +378,7 @@ async def _serve_until_signal(
                 async for _ in signals:
                     at_once.cancel()
 
-            async with open_proxy(config, sockets=sockets, user_files=user_files) as running:
+            async with open_proxy(config, sockets=sockets, user_files=user_files, file_limit=file_limit) as running:
                 task_status.started()
                 host, port = running.proxy.listening[0]
                 shown = f"[{host}]" if ":" in host else host
