@@ -7,6 +7,7 @@ the connection is not used again.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import trio
@@ -91,14 +92,13 @@ class ClientConnection:
         buffer = self.buffer
         buffer.skip_blank_lines()
         if not len(buffer):
-            with trio.move_on_after(idle_timeout):
-                data = await self._receive()
-                if not data:
-                    return None
-                buffer.feed(data)
-                buffer.skip_blank_lines()
-        if not len(buffer):
-            return None
+            data = await self._first_of_head(idle_timeout)
+            if not data:
+                return None
+            buffer.feed(data)
+            buffer.skip_blank_lines()
+            if not len(buffer):
+                return None
         raw = buffer.take()
         if raw is None:
             raw = await self._rest_of_head(head_timeout)
@@ -106,6 +106,19 @@ class ClientConnection:
                 return None
         self.requests += 1
         return h1.parse_request_head(raw, max_fields=self.max_fields)
+
+    async def _first_of_head(self, idle_timeout: float) -> bytes:
+        """What begins the next request; empty when the client ended or idled away."""
+        scope = self.idle
+        if scope is None:
+            with trio.move_on_after(idle_timeout):
+                return await self._receive()
+            return b""
+        # The caller's scope ends the wait; one more of our own would cost every request.
+        scope.deadline = trio.current_time() + idle_timeout
+        data = await self._receive()
+        scope.deadline = math.inf
+        return data
 
     async def _rest_of_head(self, head_timeout: float) -> bytes | None:
         buffer = self.buffer

@@ -346,12 +346,12 @@ class _Run:
                 clean = await self._respond_while_sending(connection, outgoing, upgrade)
             reusable = clean and body.done and self._upstream_keeps(connection)
         except BaseException:
-            connection.stream.close()
+            egress.pool.discard(connection)
             raise
         if reusable:
             egress.pool.release(connection)
         else:
-            connection.stream.close()
+            egress.pool.discard(connection)
         return clean and body.done and exchange.outcome is Outcome.OK and self._client_keeps()
 
     async def _connect(self, egress: Egress, origin: Origin) -> UpstreamConnection:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import socket
 import ssl
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 from trio.lowlevel import notify_closing, wait_readable, wait_writable
@@ -34,7 +34,8 @@ RECEIVE_SIZE = 262144
 # Shared by all streams: filled and emptied between two awaits, never across one.
 _cipher = bytearray(RECEIVE_SIZE)
 _cipher_view = memoryview(_cipher)
-_clear = bytearray(RECEIVE_SIZE + 32768)
+_CLEAR_SIZE = RECEIVE_SIZE + 32768
+_clear = bytearray(_CLEAR_SIZE)
 _clear_view = memoryview(_clear)
 
 
@@ -279,16 +280,18 @@ class TlsStream(SocketStream):
     def _decrypt(self) -> int:
         """Decrypt what was received into the shared buffer; returns how much. Notes the peer's close_notify."""
         tls, incoming, view = self.tls, self._incoming, _clear_view
+        read = tls.read
+        room = _CLEAR_SIZE
         got = 0
-        room = len(view)
+        step: Any
         try:
-            while got < room:
-                step = tls.read(room - got, view[got:] if got else view)
+            while True:
+                step = read(room - got, view[got:] if got else view)
                 if not step:
                     self.eof = True
                     break
-                got += int(step)
-                if not incoming.pending and not tls.pending():
+                got += step
+                if (not incoming.pending and not tls.pending()) or got == room:
                     break
         except ssl.SSLWantReadError:
             pass

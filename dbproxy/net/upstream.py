@@ -7,6 +7,8 @@ Invariants
 - A pooled connection whose end has been seen is never used; one that dies after the first byte was written is never
   retried, because the server may have acted.
 - Nothing of one exchange is left on a connection that goes back to the pool.
+- A connection is watched for its server hanging up from its first rest on, also while it is used: telling the kernel
+  twice per request would cost more than an idle wake-up. So it ends through `Pool.release` or `Pool.discard` only.
 - TLS is always verified.
 """
 
@@ -48,7 +50,7 @@ class Origin:
 class UpstreamConnection:
     """One HTTP/1.1 connection to an origin."""
 
-    __slots__ = ("head_limit", "idle_since", "max_fields", "origin", "requests", "stale", "stream")
+    __slots__ = ("head_limit", "idle_since", "max_fields", "origin", "requests", "stale", "stream", "watched")
 
     def __init__(self, origin: Origin, stream: SocketStream, *, head_limit: int, max_fields: int) -> None:
         self.origin = origin
@@ -57,7 +59,8 @@ class UpstreamConnection:
         self.max_fields = max_fields
         self.idle_since = 0.0
         self.requests = 0
-        self.stale = False
+        self.stale = False  # the server hung up
+        self.watched = -1  # the file number under which it is watched
 
     async def read_head(
         self, *, on_informational: Callable[[bytes, ResponseHead], Awaitable[None]]
@@ -131,9 +134,8 @@ class Pool:
         now = trio.current_time()
         while idle:
             connection = idle.pop()
-            self._watch.remove(connection.stream.sock.fileno())
             if connection.stale or now - connection.idle_since > self.idle_timeout or not connection.stream.is_quiet():
-                connection.stream.close()
+                self.discard(connection)
                 continue
             self.reused += 1
             return connection
@@ -182,20 +184,28 @@ class Pool:
         """Take back a connection on which an exchange ended cleanly."""
         stream = connection.stream
         idle = self._idle.setdefault(connection.origin, [])
-        if stream.closed or stream.eof or stream.buffered or len(idle) >= self.size:
-            stream.close()
+        if connection.stale or stream.closed or stream.eof or stream.buffered or len(idle) >= self.size:
+            self.discard(connection)
             return
         connection.idle_since = trio.current_time()
         idle.append(connection)
+        if connection.watched < 0:
+            connection.watched = stream.sock.fileno()
+            self._watch.add(connection.watched, lambda: self._hung_up(connection))
 
-        def hung_up() -> None:
-            connection.stale = True
-            if connection in idle:
-                idle.remove(connection)
-                self._watch.remove(stream.sock.fileno())
-                stream.close()
+    def _hung_up(self, connection: UpstreamConnection) -> None:
+        connection.stale = True
+        idle = self._idle.get(connection.origin, [])
+        if connection in idle:
+            idle.remove(connection)
+            self.discard(connection)
 
-        self._watch.add(stream.sock.fileno(), hung_up)
+    def discard(self, connection: UpstreamConnection) -> None:
+        """Close a connection that is not used again."""
+        if connection.watched >= 0:
+            self._watch.remove(connection.watched)
+            connection.watched = -1
+        connection.stream.close()
 
     async def warm(self, origin: Origin) -> None:
         """Have one idle connection ready, without waiting for a request; failures are left to the request."""
@@ -216,8 +226,7 @@ class Pool:
         for origin, idle in list(self._idle.items()):
             for connection in [c for c in idle if c.idle_since < horizon]:
                 idle.remove(connection)
-                self._watch.remove(connection.stream.sock.fileno())
-                connection.stream.close()
+                self.discard(connection)
             if not idle:
                 del self._idle[origin]
 
@@ -225,6 +234,5 @@ class Pool:
         """Close every idle connection."""
         for idle in self._idle.values():
             for connection in idle:
-                self._watch.remove(connection.stream.sock.fileno())
-                connection.stream.close()
+                self.discard(connection)
         self._idle.clear()
