@@ -23,6 +23,8 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from dbproxy.errors import ConfigError
 from dbproxy.paths import make_private
 
@@ -58,6 +60,10 @@ def mask(text: str) -> str:
 
     if text.isalnum():
         return text  # every pattern needs a separator
+    if text.isascii() and text.isprintable() and not (" " in text or ":" in text or "=" in text):
+        lower = text.lower()
+        if "sk-" not in lower and "eyj" not in lower:
+            return text  # a path, a host, an id: each pattern begins with one of these
 
     def replaced(match: re.Match[str]) -> str:
         kept = match["scheme"] or match["pair"] or match["url"] or ""
@@ -393,8 +399,14 @@ def _open_append(path: Path) -> int:
     return os.open(path, flags, 0o600)
 
 
+@lru_cache(maxsize=4)
+def _second(now: int) -> str:
+    return datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds").removesuffix("+00:00")
+
+
 def _timestamp(now: float) -> str:
-    return datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    second = math.floor(now)
+    return f"{_second(second)}.{int((now - second) * 1000):03d}Z"
 
 
 def _hour(now: float) -> str:
@@ -408,9 +420,12 @@ def _reason(error: Exception) -> str:
 
 
 def _encode(record: Mapping[str, object]) -> bytes:
-    # A lone surrogate (a file name that is not UTF-8) becomes a JSON escape.
-    text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
-    return text.encode("utf-8", "backslashreplace") + b"\n"
+    try:
+        return msgspec.json.encode(record) + b"\n"  # every exchange writes a line; this takes a tenth of json's time
+    except (ValueError, TypeError, OverflowError):
+        # A lone surrogate (a file name that is not UTF-8) becomes a JSON escape.
+        text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+        return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
 @lru_cache(maxsize=1024)

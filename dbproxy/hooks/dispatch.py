@@ -228,7 +228,8 @@ class Dispatcher(Calls):
             while queue.items:
                 impl, arguments = queue.items.popleft()
                 await self._call(impl, arguments)
-                await trio.lowlevel.checkpoint()
+                if queue.items:
+                    await trio.lowlevel.checkpoint()  # an empty queue's wait is one itself
             queue.busy = False
             if queue.idle is not None:
                 queue.idle.set()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
+from functools import lru_cache
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,15 @@ PIECE = 64 * KIB
 BATCH = 16
 
 
+_is_async_function = lru_cache(maxsize=256)(inspect.iscoroutinefunction)
+
+
+def _is_async(method: Callable[..., Any] | None) -> bool:
+    # Asked four times for each answer; a method's function lives as long as its class, so the answer can be kept.
+    function = getattr(method, "__func__", None)
+    return inspect.iscoroutinefunction(method) if function is None else _is_async_function(function)
+
+
 class _Tap:
     """A plugin's tap object of one exchange with its methods resolved."""
 
@@ -57,7 +67,7 @@ class _Tap:
         self.end: Callable[[Outcome], Any] | None = getattr(tap_object, "end", None)
         self.live = True
         self.slow = 0
-        waits = any(inspect.iscoroutinefunction(method) for method in (self.event, self.body, self.lost, self.end))
+        waits = any(map(_is_async, (self.event, self.body, self.lost, self.end)))
         self.queue = _TapQueue() if waits else None
 
 
