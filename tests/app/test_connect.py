@@ -8,7 +8,7 @@ import ssl
 
 import pytest
 import trio
-from blackbox import Watcher, raw_context, read_response, request, transport, untouched
+from blackbox import Watcher, read_response, request, tls_client, tls_server, transport, untouched
 from rig import HOST, read_all, read_exactly, read_head
 
 from dbproxy.api import Outcome, hookimpl
@@ -182,7 +182,7 @@ async def test_a_tunnel_over_tls_to_our_own_port_is_answered(rig):
         context = ssl.create_default_context()
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-        stream = trio.SSLStream(await r.plain(), context, server_hostname="localhost", https_compatible=True)
+        stream = tls_client(await r.plain(), context, "localhost")
         await stream.send_all(f"CONNECT {HOST}:443 HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
         answer = await read_response(stream)
         assert answer.status == 400
@@ -213,9 +213,7 @@ async def test_c20_a_get_is_answered_as_the_contract_says(rig):
 @pytest.mark.parametrize("authority", ["API.Anthropic.COM:443", "api.anthropic.com.:443", "Api.anthropic.com.:8443"])
 async def test_a_host_is_the_same_in_any_case_and_with_a_dot(rig, authority):
     async with rig() as r:
-        stream = trio.SSLStream(
-            await r.connect(authority), r.client_context(), server_hostname=HOST, https_compatible=True
-        )
+        stream = tls_client(await r.connect(authority), r.client_context(), HOST)
         await stream.send_all(request())
         assert (await read_response(stream)).status == 200
         assert len(r.origin.requests) == 1
@@ -337,7 +335,7 @@ async def test_a_client_hello_larger_than_a_segment(rig):
 async def test_without_alpn(rig):
     async with rig() as r:
         context = ssl.create_default_context(cadata=r.proxy.authority.bundle_pem.decode())
-        stream = trio.SSLStream(await r.connect(), context, server_hostname=HOST, https_compatible=True)
+        stream = tls_client(await r.connect(), context, HOST)
         await stream.send_all(request())
         assert (await read_response(stream)).status == 200
         assert stream.selected_alpn_protocol() is None
@@ -347,7 +345,7 @@ async def test_http1_is_chosen_where_h2_is_offered_too(rig):
     async with rig() as r:
         context = r.client_context()
         context.set_alpn_protocols(["h2", "http/1.1"])
-        stream = trio.SSLStream(await r.connect(), context, server_hostname=HOST, https_compatible=True)
+        stream = tls_client(await r.connect(), context, HOST)
         await stream.send_all(request())
         assert (await read_response(stream)).status == 200
         assert stream.selected_alpn_protocol() == "http/1.1"
@@ -368,7 +366,7 @@ async def test_without_a_server_name_the_certificate_is_for_the_tunnels_host(rig
 
 async def hello_echo(stream):
     """Stands for the real host behind a blind tunnel: TLS with a certificate that is not ours."""
-    secured = trio.SSLStream(stream, raw_context(), server_side=True, https_compatible=True)
+    secured = tls_server(stream)
     try:
         await echo(secured)
     except trio.BrokenResourceError:
@@ -386,7 +384,7 @@ def blind_context(*alpn):
 
 
 async def blind(r, stream, context, name):
-    secured = trio.SSLStream(stream, context, server_hostname=name, https_compatible=True)
+    secured = tls_client(stream, context, name)
     await secured.send_all(b"PRI or whatever")
     assert await read_exactly(secured, 15) == b"PRI or whatever"
     assert not r.origin.requests
@@ -411,7 +409,7 @@ async def test_a_client_that_rejects_our_certificate_twice_is_left_alone(rig):
     async with rig(intercept="localhost") as r, trio.open_nursery() as nursery:
         port = await serve(nursery, hello_echo)
         for _ in range(2):
-            stream = trio.SSLStream(await r.connect(f"localhost:{port}"), blind_context(), server_hostname="localhost")
+            stream = tls_client(await r.connect(f"localhost:{port}"), blind_context(), "localhost")
             with pytest.raises(trio.BrokenResourceError):
                 await stream.do_handshake()
             await trio.aclose_forcefully(stream)
@@ -421,7 +419,7 @@ async def test_a_client_that_rejects_our_certificate_twice_is_left_alone(rig):
         await blind(r, await r.connect(f"localhost:{port}"), blind_context(), "localhost")
         # Another kind of client, which trusts us, is intercepted as before.
         context = r.client_context()
-        stream = trio.SSLStream(await r.connect(f"localhost:{port}"), context, server_hostname="localhost")
+        stream = tls_client(await r.connect(f"localhost:{port}"), context, "localhost")
         await stream.do_handshake()
         nursery.cancel_scope.cancel()
 

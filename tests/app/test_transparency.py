@@ -10,7 +10,7 @@ import brotli
 import pytest
 import trio
 import zstandard
-from blackbox import BODY, STREAM, Watcher, chunked, raw_upstream, read_response, request, untouched
+from blackbox import BODY, STREAM, Watcher, chunked, raw_upstream, read_response, request, tls_client, untouched
 from rig import HOST, read_all, read_exactly, read_head
 
 from dbproxy.api import Accumulator, Outcome, hookimpl
@@ -82,8 +82,8 @@ async def test_fields_of_the_hop_end_here_and_those_that_connection_names(rig):
     async with rig() as r:
         sent = (
             f"GET /v1/models HTTP/1.1\r\nHost: {HOST}\r\nKeep-Alive: timeout=5\r\nTE: trailers\r\nX-Mine: 1\r\n"
-            "Proxy-Connection: keep-alive\r\nProxy-Authorization: Basic eDp5\r\nConnection: keep-alive, X-Mine, Host\r\n"
-            "X-Theirs: 2\r\nx-api-key: k\r\n\r\n"
+            "Proxy-Connection: keep-alive\r\nProxy-Authorization: Basic eDp5\r\n"
+            "Connection: keep-alive, X-Mine, Host\r\nX-Theirs: 2\r\nx-api-key: k\r\n\r\n"
         )
         await through(await r.tls(), sent.encode())
         names = [name.decode().lower() for name, _ in r.origin.requests[0].fields]
@@ -531,7 +531,7 @@ async def test_base_url_with_tls_on_our_own_port(rig):
 
     async with rig() as r:
         context = ssl.create_default_context(cadata=r.proxy.authority.own_pem().decode())
-        stream = trio.SSLStream(await r.plain(), context, server_hostname="localhost", https_compatible=True)
+        stream = tls_client(await r.plain(), context, "localhost")
         sent = request("/base/v1/messages", host=f"localhost:{r.running.port}")
         assert (await through(stream, sent)).status == 200
         authority = r.origin.url.removeprefix("https://")
@@ -547,11 +547,10 @@ async def test_a_path_prefix_of_the_upstream_stands_in_front(rig, tmp_path, tunn
         seen.append(head.split(b" ")[1])
         await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 
-    async with raw_upstream(note, tmp_path) as up:
-        async with rig(**up.settings | {"upstream_url": up.settings["upstream_url"] + "/deep/er/"}) as r:
-            stream = await r.tls() if tunnel else await r.plain()
-            assert (await through(stream, request("/v1/models?x", method="GET", body=None))).status == 200
-            assert seen == [b"/deep/er/v1/models?x"]
+    async with raw_upstream(note, tmp_path, path="/deep/er/") as up, rig(**up.settings) as r:
+        stream = await r.tls() if tunnel else await r.plain()
+        assert (await through(stream, request("/v1/models?x", method="GET", body=None))).status == 200
+        assert seen == [b"/deep/er/v1/models?x"]
 
 
 async def test_json_errors_of_ours_have_the_api_s_shape(rig):

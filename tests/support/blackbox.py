@@ -173,6 +173,16 @@ def raw_context() -> ssl.SSLContext:
     return context
 
 
+def tls_client(stream: Any, context: ssl.SSLContext, name: str | None = HOST) -> Any:
+    """TLS of an independent client over ``stream``."""
+    return trio.SSLStream(stream, context, server_hostname=name, https_compatible=True)  # noqa: TID251
+
+
+def tls_server(stream: Any) -> Any:
+    """TLS of an independent server over ``stream``, with a certificate that is not ours."""
+    return trio.SSLStream(stream, raw_context(), server_side=True, https_compatible=True)  # noqa: TID251
+
+
 @dataclass
 class RawUpstream:
     """A server whose every byte a test decides. ``settings`` point a rig at it."""
@@ -185,7 +195,7 @@ class RawUpstream:
 
 @asynccontextmanager
 async def raw_upstream(
-    handler: Callable[[Any], Awaitable[None]], tmp_path: Any, *, tls: bool = True
+    handler: Callable[[Any], Awaitable[None]], tmp_path: Any, *, tls: bool = True, path: str = ""
 ) -> AsyncIterator[RawUpstream]:
     """Run ``handler(stream)`` for every connection; an end of the proxy's is no error."""
     made = RawUpstream(0, tls, {})
@@ -193,7 +203,7 @@ async def raw_upstream(
     async def serve(stream: trio.SocketStream) -> None:
         talk: Any = stream
         if tls:
-            talk = trio.SSLStream(stream, raw_context(), server_side=True, https_compatible=True)  # noqa: TID251
+            talk = tls_server(stream)
         try:
             if tls:
                 await talk.do_handshake()
@@ -210,7 +220,7 @@ async def raw_upstream(
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         made.port = listeners[0].socket.getsockname()[1]
         scheme = "https" if tls else "http"
-        made.settings = {"upstream_url": f"{scheme}://127.0.0.1:{made.port}", "upstream_ca": str(pem)}
+        made.settings = {"upstream_url": f"{scheme}://127.0.0.1:{made.port}{path}", "upstream_ca": str(pem)}
         nursery.start_soon(trio.serve_listeners, serve, listeners)
         yield made
         nursery.cancel_scope.cancel()
