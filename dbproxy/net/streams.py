@@ -187,7 +187,7 @@ class SocketStream:
                 self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             except OSError:
                 pass
-            self.close()
+            self.drop()  # a close_notify in front of the reset would say that this was all
 
 
 class TlsStream(SocketStream):
