@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from dbproxy.app.counters import Counters
 from dbproxy.errors import ProtocolViolation
 from dbproxy.exchange import Exchange, Fields, RequestHead, Via
-from dbproxy.net.address import is_own_listener
+from dbproxy.net.address import is_own_listener, parse_ip
 from dbproxy.net.dial import is_local
 from dbproxy.net.tls import RejectionTracker
 from dbproxy.net.upstream import Origin
@@ -129,17 +129,9 @@ class Proxy:
         return self.egresses.of_scope(scope, self.settings_for(scope))
 
     def is_own(self, host: str, port: int) -> bool:
-        """Whether a connection to ``host``:``port`` would arrive here."""
-        return (
-            is_own_listener(host, port, self.listening, is_local) if self._numeric(host) else self._by_name(host, port)
-        )
-
-    @staticmethod
-    def _numeric(host: str) -> bool:
-        return ":" in host or host.replace(".", "").isdigit()
-
-    def _by_name(self, host: str, port: int) -> bool:
-        return host == "localhost" and is_own_listener("127.0.0.1", port, self.listening, is_local)
+        """Whether a connection to ``host``:``port`` would arrive here. Other names are found out when dialled."""
+        address = "127.0.0.1" if host == "localhost" else host
+        return parse_ip(address) is not None and is_own_listener(address, port, self.listening, is_local)
 
     def destination(self, exchange: Exchange, fields: Fields) -> tuple[Origin, RequestHead]:
         """Where a request goes, and its head as it goes out.

@@ -142,6 +142,8 @@ def parse_request_head(head: bytes, *, max_fields: int = 256) -> RequestHead:
         if any(line[:1] in b" \t" for line in lines):
             raise ProtocolViolation("folded header lines are not supported")
     method, target, version = first.split(b" ")
+    if version not in (b"HTTP/1.1", b"HTTP/1.0"):
+        raise ProtocolViolation("only HTTP/1.1 and HTTP/1.0 are spoken here", status=505)
     request = RequestHead(method, target, version, _fields(lines, max_fields))
     hosts = request.fields.names.count(b"host")
     if hosts > 1 or (hosts == 0 and version == b"HTTP/1.1" and method != b"CONNECT"):
