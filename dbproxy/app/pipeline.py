@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import time
 from dataclasses import replace
+from io import BytesIO
 from typing import TYPE_CHECKING
 
 import trio
@@ -189,7 +190,7 @@ class _Run:
             framing = h1.request_framing(exchange.request)
             body = h1.Body(framing)
             if await self._wants_body(framing):
-                body = h1.Body(framing, keep=True)
+                body = h1.Body(framing, keep=framing.kind is h1.Kind.CHUNKED)
                 raw = await self._read_whole(body)
             else:
                 raw = self._take_buffered(body)
@@ -287,7 +288,9 @@ class _Run:
         if b"100-continue" in exchange.request.fields.tokens(b"expect"):
             await client.send(_CONTINUE)
             exchange.request = replace(exchange.request, fields=exchange.request.fields.without(frozenset({b"expect"})))
-        parts: list[bytes] = []
+        # These grow in place and give their content away without a copy: what a joined list would not do.
+        payload, wire = BytesIO(), BytesIO()
+        chunked = body.kind is h1.Kind.CHUNKED
         limit = self.proxy.settings.max_held_body_bytes
         while not body.done:
             data = await client.receive_body()
@@ -295,15 +298,15 @@ class _Run:
             if used < len(data):
                 client.unread(data[used:])
                 data = data[:used]
-            if body.kind is not h1.Kind.LENGTH:
-                parts.append(data)
+            payload.write(body.take() if chunked else data)
+            if chunked:
+                wire.write(data)
             if body.count > limit:
                 # Too large to hold: what was read goes on, the rest is streamed, and no policy sees it.
-                whole = body.take()
                 body.keep = False
-                return b"".join(parts) if parts else whole
-        exchange.body = body.take()
-        return b"".join(parts) if parts else exchange.body
+                return (wire if chunked else payload).getvalue()
+        exchange.body = payload.getvalue()
+        return wire.getvalue() if chunked else exchange.body
 
     # ---- policies
 
@@ -337,9 +340,10 @@ class _Run:
         exchange.bytes_up = body.count
         clean = False
         try:
-            outgoing = Outgoing(h1.serialise_request(head) + raw, body)
+            first = h1.serialise_request(head)
+            outgoing = Outgoing(first + raw, body) if len(raw) <= _SMALL else Outgoing(first, body, raw)
             exchange.timings.sent = trio.current_time()
-            if body.done and len(outgoing.first) <= _SMALL:
+            if body.done and not outgoing.rest and len(outgoing.first) <= _SMALL:
                 await send_request(self.flight, connection, outgoing)
                 clean = await self._respond(connection, upgrade)
             else:

@@ -64,10 +64,14 @@ class Flight:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A request ready to be sent: ``first`` are the head and the body bytes at hand, ``body`` finds the body's end."""
+    """A request ready to be sent: ``first`` are the head and the body bytes at hand, ``body`` finds the body's end.
+
+    ``rest`` are body bytes at hand that are too many to be copied behind the head.
+    """
 
     first: bytes
     body: h1.Body
+    rest: bytes = b""
 
 
 async def send_request(flight: Flight, upstream: UpstreamConnection, outgoing: Outgoing) -> None:
@@ -75,6 +79,8 @@ async def send_request(flight: Flight, upstream: UpstreamConnection, outgoing: O
     flight.waiting = trio.current_time()
     try:
         await upstream.stream.send(outgoing.first)
+        if outgoing.rest:
+            await upstream.stream.send(outgoing.rest)
     except ConnectionBroken as error:
         raise UpstreamError("closed", f"{upstream.origin.host}: {error}") from None
 
