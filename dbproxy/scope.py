@@ -142,7 +142,7 @@ class Scopes:
                     continue
                 if now - latest < grace or (scope is not None and alive(scope.pid, scope.pid_identity)):
                     continue
-                for name in (path, path.with_suffix(".ca.pem")):
+                for name in (path, *self._folder.glob(f"{path.stem}.*.pem")):
                     with contextlib.suppress(OSError):
                         name.unlink()
                 self._cache.pop(path.stem, None)

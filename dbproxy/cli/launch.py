@@ -85,15 +85,16 @@ def prepare(
     # The client reads its compaction variables from its settings files, too, and those win over the environment.
     seen = {**user, **{name: value for name, (value, _) in client.effective(files).items()}}
     scope = _scope(config, user, seen, bundle)
-    node, problem = _node_bundle(scope, paths, bundle)
+    node, problem = _node_bundle(scope, user.get("NODE_EXTRA_CA_CERTS"), paths, bundle)
     notices.extend(problem)
+    merged = _merged_bundles(scope, user, paths, bundle)
     notices.extend(f"{file.path} is ignored: {file.problem}" for file in files if file.problem)
     full = paths.ca / "child-bundle.pem"
     result = environment.child_environment(
         user,
         userinfo=scope.userinfo,
         url=running.state.url,
-        bundles=environment.Bundles(node=str(node), full=str(full) if full.is_file() else ""),
+        bundles=environment.Bundles(node=str(node), full=str(full) if full.is_file() else "", merged=merged),
         intercept=intercept,
         compact_window=environment.compact_window(config.settings.swap_threshold)
         if config.settings.early_swap and not seen.get("DISABLE_AUTO_COMPACT")
@@ -163,7 +164,7 @@ def _scope(config: Config, user: Mapping[str, str], seen: Mapping[str, str], bun
     from dbproxy.state import process_identity
 
     folder = current_folder()
-    extra = user.get("NODE_EXTRA_CA_CERTS")
+    trusted = [user[name] for name in ("NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE") if user.get(name)]
     return Scope(
         id=new_id(),
         secret=new_secret(),
@@ -175,7 +176,7 @@ def _scope(config: Config, user: Mapping[str, str], seen: Mapping[str, str], bun
         client={name: seen[name] for name in environment.COMPACTION_VARIABLES if seen.get(name)},
         parent_proxy=config.settings.parent_proxy or environment.user_proxy(user),
         no_proxy=",".join(config.settings.no_proxy) or environment.user_no_proxy(user),
-        extra_ca=(extra,) if extra else (),
+        extra_ca=tuple(dict.fromkeys(trusted)),
         labels=dict(config.settings.labels),
         root=_fingerprint(bundle),
     )
@@ -196,20 +197,37 @@ def _fingerprint(bundle: Path) -> str:
         ) from error
 
 
-def _node_bundle(scope: Scope, paths: Paths, bundle: Path) -> tuple[Path, list[str]]:
+def _node_bundle(scope: Scope, own: str | None, paths: Paths, bundle: Path) -> tuple[Path, list[str]]:
     """The file for NODE_EXTRA_CA_CERTS: our roots, and what the user's own variable named."""
-    if not scope.extra_ca:
+    if not own:
         return bundle, []
+    try:
+        return _joined(scope, "ca", own, paths, bundle), []
+    except OSError as error:
+        return bundle, [f"your NODE_EXTRA_CA_CERTS={own} is ignored: {error.strerror or error}"]
+
+
+def _merged_bundles(scope: Scope, user: Mapping[str, str], paths: Paths, bundle: Path) -> dict[str, str]:
+    """Files for those bundle variables that the user has set himself: his roots and ours.
+
+    Left alone, his curl and Python would trust his list only, and fail where they reach the API through us. What
+    cannot be read as a file (a folder, a missing one) stays as it is.
+    """
+    merged: dict[str, str] = {}
+    for name in environment.BUNDLE_VARIABLES:
+        if user.get(name):
+            with contextlib.suppress(OSError):
+                merged[name] = str(_joined(scope, name.lower(), user[name], paths, bundle))
+    return merged
+
+
+def _joined(scope: Scope, name: str, theirs: str, paths: Paths, bundle: Path) -> Path:
     from pathlib import Path
 
     from dbproxy.paths import make_private, write_private
 
-    theirs = Path(scope.extra_ca[0])
-    try:
-        data = theirs.read_bytes()
-    except OSError as error:
-        return bundle, [f"your NODE_EXTRA_CA_CERTS={theirs} is ignored: {error.strerror or error}"]
+    data = Path(theirs).read_bytes()
     make_private(paths.scopes)
-    target = paths.scopes / f"{scope.id}.ca.pem"
+    target = paths.scopes / f"{scope.id}.{name}.pem"
     write_private(target, bundle.read_bytes().rstrip() + b"\n" + data)
-    return target, []
+    return target

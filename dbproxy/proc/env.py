@@ -8,7 +8,7 @@ documented variables changes; a variable of the user's is only replaced where th
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -38,6 +38,7 @@ BUNDLE_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 MARKS = ("DBPROXY_ACTIVE", "DBPROXY_URL")
 """What tells a child that it runs through us."""
+_LOADER = ("_PYI_", "_MEIPASS", "PYINSTALLER_RESET_ENVIRONMENT")
 _WALL_OFFSET = 33_000
 _LARGE_WINDOW = 1_000_000
 
@@ -53,10 +54,12 @@ class ChildEnvironment:
 @dataclass(frozen=True, slots=True)
 class Bundles:
     """Files of roots for a child. ``node`` is for NODE_EXTRA_CA_CERTS; ``full`` (our roots and the system's) may be ""
-    when no system roots were found: a bundle without them would cut the child off from every other host."""
+    when no system roots were found: a bundle without them would cut the child off from every other host. ``merged``
+    holds, by variable, the user's own bundle with our roots added."""
 
     node: str
     full: str = ""
+    merged: Mapping[str, str] = field(default_factory=dict)
 
 
 def child_environment(
@@ -84,7 +87,9 @@ def child_environment(
     env["NO_PROXY"] = env["no_proxy"] = ",".join([*kept, *(item for item in LOOPBACK_ENTRIES if item not in kept)])
     env["NODE_EXTRA_CA_CERTS"] = bundles.node
     for name in BUNDLE_VARIABLES:
-        if bundles.full and not env.get(name):
+        if name in bundles.merged:
+            env[name] = bundles.merged[name]
+        elif bundles.full and not env.get(name):
             env[name] = bundles.full
     env.setdefault("CLAUDE_CODE_GATEWAY_HINT_HEADERS", "1")
     env["DBPROXY_ACTIVE"] = "1"
@@ -229,16 +234,18 @@ def without_pyinstaller(base: Mapping[str, str]) -> dict[str, str]:
 
     Its loader replaces the library path (keeping the old one in ``NAME_ORIG``) and passes private variables to child
     processes; a foreign program that inherits them may load our libraries or refuse to start (PyInstaller manual,
-    "LD_LIBRARY_PATH considerations").
+    "LD_LIBRARY_PATH considerations"). Without any of those variables there is nothing to undo, and a library path is the
+    user's own.
     """
-    env = {name: value for name, value in base.items() if not name.startswith(("_PYI_", "_MEIPASS"))}
+    if not any(name.startswith(_LOADER) for name in base):
+        return dict(base)
+    env = {name: value for name, value in base.items() if not name.startswith(_LOADER)}
     for name in ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LIBPATH"):
         original = env.pop(f"{name}_ORIG", None)
         if original is not None:
             env[name] = original
         elif name in env:
             del env[name]
-    env.pop("PYINSTALLER_RESET_ENVIRONMENT", None)
     return env
 
 

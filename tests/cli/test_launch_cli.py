@@ -213,6 +213,18 @@ def test_the_persons_own_certificates_stay_trusted(shell, claude):
     assert seen["env"]["SSL_CERT_FILE"] == "/own.pem"
 
 
+def test_the_persons_own_bundles_get_our_roots_added(shell, claude):
+    mine = shell.home / "corp.pem"
+    mine.write_text("-----BEGIN CERTIFICATE-----\nY29ycA==\n-----END CERTIFICATE-----\n")
+    seen = launched(shell.run("claude", SSL_CERT_FILE=str(mine), CURL_CA_BUNDLE=str(mine)))
+    roots = (shell.data / "ca/bundle.pem").read_bytes()
+    for name in ("SSL_CERT_FILE", "CURL_CA_BUNDLE"):
+        assert Path(seen["env"][name]).read_bytes() == roots + mine.read_bytes()
+    assert seen["env"]["REQUESTS_CA_BUNDLE"] == str(shell.data / "ca/child-bundle.pem")
+    (scope,) = (shell.data / "run/scopes").glob("*.json")
+    assert json.loads(scope.read_text())["extra_ca"] == [str(mine)]
+
+
 def test_a_missing_own_certificate_file_is_said_and_not_fatal(shell, claude):
     done = shell.run("claude", NODE_EXTRA_CA_CERTS="/nonexistent.pem")
     assert launched(done)["env"]["NODE_EXTRA_CA_CERTS"] == str(shell.data / "ca" / "bundle.pem")
