@@ -121,7 +121,10 @@ class Peer:
             # Opened as https_compatible, so that clients may leave without one; closed that way, it would send none.
             self.stream._https_compatible = False
         with trio.move_on_after(1.0):
-            await self.stream.aclose()
+            try:
+                await self.stream.aclose()
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass  # cut already
 
     async def cut(self, how: str) -> None:
         """End the connection: ``fin`` (no close_notify), ``close_notify`` or ``rst``."""
