@@ -168,12 +168,15 @@ class Server:
         """The first bytes, and what they are; garbage counts as HTTP, which then says what is wrong with it."""
         seen = b""
         kind = Sniff.NEED_MORE
-        with trio.move_on_after(seconds):
+        with trio.move_on_after(seconds) as client.idle:
+            if self.proxy.draining:
+                raise ClientGone("told to stop before its first byte")
             while kind is Sniff.NEED_MORE:
                 data = await client.stream.receive()
                 if not data:
                     raise ClientGone("closed without a request")
                 seen += data
+                client.idle = None
                 kind = sniff(seen)
         if not seen:
             raise ClientGone("no byte in time")
@@ -461,15 +464,16 @@ class Server:
         began = trio.current_time()
         first = b""
         try:
-            with trio.move_on_after(proxy.settings.client_idle_timeout):
-                first = await stream.receive()
+            with trio.move_on_after(proxy.settings.client_idle_timeout) as client.idle:
+                if not proxy.draining:
+                    first = await stream.receive()
         except ConnectionBroken:
             pass
         if first:
             proxy.rejections.worked(_scope_id(client), name, kind)
             stream.unread(first)
             await self._requests(client)
-        elif trio.current_time() - began < _SILENT_REJECTION:
+        elif not proxy.draining and trio.current_time() - began < _SILENT_REJECTION:
             # With TLS 1.2 a client checks the certificate when we are done already, and just leaves.
             self._rejected(client, name, kind, "it left without a request after the handshake")
 
