@@ -234,8 +234,8 @@ def without_pyinstaller(base: Mapping[str, str]) -> dict[str, str]:
 
     Its loader replaces the library path (keeping the old one in ``NAME_ORIG``) and passes private variables to child
     processes; a foreign program that inherits them may load our libraries or refuse to start (PyInstaller manual,
-    "LD_LIBRARY_PATH considerations"). Without any of those variables there is nothing to undo, and a library path is the
-    user's own.
+    "LD_LIBRARY_PATH considerations"). Without any of those variables there is nothing to undo: a library path is then
+    the user's own.
     """
     if not any(name.startswith(_LOADER) for name in base):
         return dict(base)
