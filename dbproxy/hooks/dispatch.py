@@ -228,6 +228,7 @@ class Dispatcher(Calls):
             while queue.items:
                 impl, arguments = queue.items.popleft()
                 await self._call(impl, arguments)
+                del arguments  # or this task would keep the last exchange, and its body, until the next one
                 if queue.items:
                     await trio.lowlevel.checkpoint()  # an empty queue's wait is one itself
             queue.busy = False
