@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-import socket
 import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -18,15 +17,16 @@ from typing import TYPE_CHECKING
 import trio
 
 from dbproxy import __version__
+from dbproxy.app import careful
 from dbproxy.app.crash import CRASHES, describe_crash
 from dbproxy.app.egress import Egresses
 from dbproxy.app.journal import Journal
+from dbproxy.app.memory import settle
 from dbproxy.app.pipeline import Pipeline
 from dbproxy.app.proxy import Proxy
 from dbproxy.app.server import Server
 from dbproxy.app.sessions import Sessions
-from dbproxy.config import HostPort
-from dbproxy.errors import CertificateError, DbproxyError, LaunchError
+from dbproxy.errors import CertificateError, DbproxyError
 from dbproxy.hooks.dispatch import Dispatcher
 from dbproxy.hooks.manager import PluginManager
 from dbproxy.hooks.specs import App, Emit
@@ -36,58 +36,19 @@ from dbproxy.net.ca import Authority
 from dbproxy.net.watch import HangupWatch
 from dbproxy.paths import Paths, write_private
 from dbproxy.proc.daemon import describe
+from dbproxy.proc.listen import addresses, bind, names
 from dbproxy.scope import Scopes
 from dbproxy.state import DaemonState, is_alive
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import AsyncIterator, Mapping, Sequence
 
     from dbproxy.config import Config, Settings
 
-_BACKLOG = 1024
 _FILES = 65536  # open files that we ask for; macOS starts a process with 256
-_CERTIFICATE_VARIABLES = ("NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE")
+CERTIFICATE_VARIABLES = ("NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE")
 _LAST_WORDS = 5.0  # seconds for taps, observers and the log when everything else has ended
-
-
-def bind(addresses: tuple[HostPort, ...]) -> list[socket.socket]:
-    """Listening sockets for ``addresses``. Raises LaunchError naming the one that is taken."""
-    sockets: list[socket.socket] = []
-    try:
-        for address in addresses:
-            host, port = address.host, address.port
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            try:
-                if family == socket.AF_INET and host:
-                    host = socket.gethostbyname(host)
-                sock = socket.socket(family, socket.SOCK_STREAM)
-            except OSError as error:
-                raise LaunchError(f"cannot listen on {host}: {error.strerror}") from None
-            sockets.append(sock)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            try:
-                sock.bind((host, port))
-                sock.listen(_BACKLOG)
-            except OSError as error:
-                raise LaunchError(
-                    f"cannot listen on {host}:{port}: {error.strerror}",
-                    hint="Another program may use that port; choose one with --listen HOST:PORT or DBPROXY_PROXY_PORT",
-                ) from None
-            sock.setblocking(False)
-    except BaseException:
-        for sock in sockets:
-            sock.close()
-        raise
-    return sockets
-
-
-def addresses(settings: Settings) -> tuple[HostPort, ...]:
-    """Where to listen: ``listen``, and ``dashboard_port`` at the first host of it."""
-    if settings.dashboard_port is None:
-        return settings.listen
-    return (*settings.listen, HostPort(settings.listen[0].host, settings.dashboard_port))
 
 
 def raise_file_limit() -> int:
@@ -161,13 +122,17 @@ async def open_proxy(
     plugins: tuple[tuple[str, object], ...] = (),
     user_files: Sequence[str] = (),
     file_limit: int = 0,
+    instance: str = "",
+    degraded: str = "",
 ) -> AsyncIterator[Running]:
     """Run a proxy in the calling task's event loop for as long as the block lasts.
 
     ``sockets`` are listening sockets made by ``bind``; ``plugins`` are (name, object) pairs to register beside the
     installed ones; ``user_files`` are certificate files that the user trusts beside the system's; ``file_limit`` is
-    how many files we may open, 0 if unknown. Leaving the block ends everything at once, after ``stop`` gracefully.
-    Raises DbproxyError when something that it cannot do without is missing.
+    how many files we may open, 0 if unknown. ``instance`` names the supervised proxy that this is a worker of: its
+    supervisor keeps the record then. ``degraded`` says why to be careful ("" for not): no plugin, every CONNECT a blind
+    tunnel, and what is broken on disk is done without. Leaving the block ends everything at once, after ``stop``
+    gracefully. Raises DbproxyError when something that it cannot do without is missing.
     """
     settings = config.settings
     paths = Paths(settings.data_dir)
@@ -175,10 +140,13 @@ async def open_proxy(
     sockets = bind(addresses(settings)) if sockets is None else sockets
     journal = Journal(paths.log_file, settings.log_level, days=settings.log_days)
     try:
-        manager = _manager(settings, paths, plugins)
-        authority = Authority.open(paths.ca, settings.intercept)
-        authority.write_child_bundle(trust.system_bundle())
-        await trio.to_thread.run_sync(authority.prepare)
+        if degraded:
+            settings = careful.usable(settings)
+            manager, authority = PluginManager(), await trio.to_thread.run_sync(careful.any_authority, paths, settings)
+        else:
+            manager, authority = _manager(settings, paths, plugins), Authority.open(paths.ca, settings.intercept)
+            authority.write_child_bundle(trust.system_bundle())
+            await trio.to_thread.run_sync(authority.prepare)
 
         def failed(plugin: str, hook: str, error: str, quarantined: bool) -> None:
             journal.emit(
@@ -189,7 +157,7 @@ async def open_proxy(
         app = App(__version__, paths.data_dir, _emitter(journal))
         await dispatch.startup(app)
         async with trio.open_nursery() as background:
-            proxy = _assemble(settings, paths, journal, dispatch, authority, background, tuple(user_files))
+            proxy = _assemble(settings, paths, journal, dispatch, authority, background, tuple(user_files), degraded)
             proxy.file_limit = file_limit
             proxy.listening[:] = [sock.getsockname()[:2] for sock in sockets]
             pipeline = Pipeline(proxy)
@@ -205,12 +173,16 @@ async def open_proxy(
                 async with trio.open_nursery() as accepting:
                     for sock in sockets:
                         accepting.start_soon(server.accept, sock)
-                    state = _write_state(proxy)
-                    journal.emit("server_listening", listen=list(state.listen), pid=os.getpid(), version=__version__)
+                    state = None if instance else _write_state(proxy, sockets)
+                    proxy.instance = instance if state is None else state.instance
+                    journal.emit("server_listening", listen=list(names(sockets)), pid=os.getpid(), version=__version__)
+                    if degraded:
+                        journal.emit("degraded", level="error", reason=degraded, pid=os.getpid())
                     try:
                         yield running
                     finally:
-                        state.forget(paths.daemon_state)
+                        if state is not None:
+                            state.forget(paths.daemon_state)
                         accepting.cancel_scope.cancel()
                         for sock in sockets:
                             trio.lowlevel.notify_closing(sock)
@@ -238,6 +210,7 @@ def _assemble(
     authority: Authority,
     background: trio.Nursery,
     user_files: tuple[str, ...],
+    degraded: str,
 ) -> Proxy:
     watch = HangupWatch()
     listening: list[tuple[str, int]] = []
@@ -266,22 +239,31 @@ def _assemble(
         scopes=Scopes(paths.scopes),
         sessions=Sessions(paths.status, settings.conversation_ttl_seconds),
         handshakes=trio.CapacityLimiter(settings.handshake_concurrency),
-        token=control_token(settings, paths),
+        token=_token(settings, paths, degraded),
         listening=listening,
+        degraded=degraded,
     )
     egresses.default()  # so that a broken upstream_ca is said at start, and the costly TLS context is there
     return proxy
 
 
-def _write_state(proxy: Proxy) -> DaemonState:
+def _token(settings: Settings, paths: Paths, degraded: str) -> str:
+    try:
+        return control_token(settings, paths)
+    except DbproxyError:
+        if not degraded:
+            raise
+        return careful.passing_token()
+
+
+def _write_state(proxy: Proxy, sockets: list[socket.socket]) -> DaemonState:
     state = DaemonState.of_this_process(
-        listen=tuple(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in proxy.listening),
+        listen=names(sockets),
         data_dir=proxy.paths.data_dir,
         intercept=tuple(sorted(proxy.intercepted)),
         settings=describe(proxy.settings),
         dashboard=f"https://localhost:{proxy.settings.dashboard_port}" if proxy.settings.dashboard_port else "",
     )
-    proxy.instance = state.instance
     state.save(proxy.paths.daemon_state)
     return state
 
@@ -353,7 +335,7 @@ def serve_forever(config: Config, env: Mapping[str, str]) -> int:
     """
     file_limit = raise_file_limit()
     sockets = bind(addresses(config.settings))
-    user_files = tuple(value for name in _CERTIFICATE_VARIABLES if (value := env.get(name)))
+    user_files = tuple(value for name in CERTIFICATE_VARIABLES if (value := env.get(name)))
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
@@ -379,6 +361,7 @@ async def _serve_until_signal(
                     at_once.cancel()
 
             async with open_proxy(config, sockets=sockets, user_files=user_files, file_limit=file_limit) as running:
+                settle()
                 task_status.started()
                 host, port = running.proxy.listening[0]
                 shown = f"[{host}]" if ":" in host else host

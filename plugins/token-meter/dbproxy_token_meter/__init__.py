@@ -22,6 +22,9 @@ MODEL_LIMIT = 64
 #: The longest JSON answer that is read (bytes). Real ones stay far below; count_tokens answers are a line.
 BODY_LIMIT = 8 * 1024 * 1024
 
+#: Kinds of answers that can say what they used; no other is copied.
+_READ = frozenset({b"application/json", b"text/event-stream"})
+
 #: Events that carry nothing that is counted here; by far the most, and not worth parsing.
 _SKIPPED = frozenset({b"content_block_delta", b"content_block_start", b"content_block_stop", b"ping"})
 
@@ -39,6 +42,9 @@ class TokenMeter:
     @hookimpl
     def stream_tap(self, exchange: Exchange, head: ResponseHead) -> AnswerTap | None:
         if exchange.path.partition("?")[0] != "/v1/messages" or exchange.request.method != b"POST":
+            return None
+        kind = head.fields.get(b"content-type")
+        if kind is not None and kind.partition(b";")[0].strip().lower() not in _READ:
             return None
         return AnswerTap(self, exchange)
 
