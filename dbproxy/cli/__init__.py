@@ -45,6 +45,7 @@ COMMANDS: dict[str, Command] = {
     "statusline": Command("statusline", "show in Claude Code's status line whether this session goes through dbproxy"),
     "config": Command("config", "show and check the settings and where each came from"),
     "certs": Command("certs", "show or rotate the interception root"),
+    "selftest": Command("selftest", "check that this installation works, and print its versions"),
     "uninstall": Command("uninstall", "undo everything that dbproxy has set up for this user"),
 }
 
@@ -62,6 +63,10 @@ def main_seed(argv: Sequence[str] | None = None) -> int:
 
 
 def _guarded(words: list[str]) -> int:
+    if words[:1] == ["supervise"]:  # what `serve` becomes: before anything is loaded, for it stays small for ever
+        from dbproxy.proc.supervisor import main as supervise
+
+        return supervise(words[1:])
     from dbproxy.cli.options import CommandLine, UsageError
 
     line = CommandLine()
@@ -114,6 +119,8 @@ def _dispatch(words: list[str], line: CommandLine) -> int:
             raise options.UsageError("a command is missing")
         print(overview())
         return 0
+    if line.command == "work":  # started by the supervisor
+        return int(import_module("dbproxy.cli.serve").work(line.rest))
     command = COMMANDS.get(line.command)
     if command is None:
         raise options.UsageError(_unknown_command(line.command))
