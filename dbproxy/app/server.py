@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 _ESTABLISHED = b"HTTP/1.1 200 Connection Established\r\n\r\n"
 _SILENT_REJECTION = 2.0  # seconds after a handshake within which leaving without a word means no trust
 _LINGER = 2.0  # seconds for a client to take our last bytes while it still sends
+_MOST_LEAVING = 16  # clients over the limit that are let down gently at a time; each holds a file descriptor
 #: accept() failing with one of these is our shortage, not the client's fault.
 _SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 _H2_GOAWAY = b"\x00\x00\x08\x07\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x0d"  # HTTP_1_1_REQUIRED
@@ -57,6 +58,7 @@ class Server:
         self._nursery = nursery
         self._numbers = 0
         self._most = proxy.connection_limit()
+        self._leaving = 0
         self._emptied: trio.Event | None = None
 
     async def wait_empty(self) -> None:
@@ -102,13 +104,25 @@ class Server:
             )
             head = h1.serialise_response(respond.response_head(busy, close=True))
             SocketStream(sock).send_nowait(head + busy.body)
-            sock.close()
+            if self._leaving < _MOST_LEAVING:
+                self._leaving += 1
+                self._nursery.start_soon(self._turned_away, sock)
+            else:
+                sock.close()
             return
         local = sock.getsockname()[:2]
         self._numbers += 1
         counters.connections_total += 1
         counters.connections_open += 1
         self._nursery.start_soon(self._serve, sock, self._numbers, address[0], local)
+
+    async def _turned_away(self, sock: socket.socket) -> None:
+        """See that a client which was told to go hears it: its request, unread, would turn our close into a reset."""
+        try:
+            await close_gracefully(SocketStream(sock), 1.0)
+        finally:
+            sock.close()
+            self._leaving -= 1
 
     async def _serve(self, sock: socket.socket, number: int, peer: str, local: tuple[str, int]) -> None:
         """One connection from its first byte to its end: the crash boundary."""
