@@ -94,9 +94,13 @@ class DaemonState:
     def save(self, path: Path) -> None:
         """Write the record atomically, 0600. Call it only after listening."""
         make_private(path.parent)
+        write_private(path, self.to_json())
+
+    def to_json(self) -> str:
+        """The record as it is kept on disk."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         values["settings"] = dict(self.settings)
-        write_private(path, json.dumps(values, indent=1, sort_keys=True).encode())
+        return json.dumps(values, indent=1, sort_keys=True)
 
     def forget(self, path: Path) -> None:
         """Remove the record if it is still this daemon's: a successor's is left alone."""

@@ -81,6 +81,8 @@ class OwnEndpoints:
         problems = {}
         if proxy.journal.degraded:
             problems["journal"] = proxy.journal.degraded
+        if proxy.degraded:
+            problems["worker"] = f"every host is tunnelled blindly after {proxy.degraded}"
         facts: dict[str, object] = {
             "status": "degraded" if problems else "ok",
             "conversations": len(proxy.sessions),

@@ -36,7 +36,8 @@ from dbproxy.net.ca import Authority
 from dbproxy.net.watch import HangupWatch
 from dbproxy.paths import Paths, write_private
 from dbproxy.proc.daemon import describe
-from dbproxy.proc.listen import addresses, bind, names
+from dbproxy.proc.listen import addresses, names
+from dbproxy.proc.listen import bind as bind  # for those who make a proxy of their own
 from dbproxy.scope import Scopes
 from dbproxy.state import DaemonState, is_alive
 

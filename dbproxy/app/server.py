@@ -333,6 +333,8 @@ class Server:
 
     async def _policy(self, client: ClientConnection, authority: Authority) -> str:
         proxy = self.proxy
+        if proxy.degraded:
+            return "pass"
         decision: str | None = None
         if proxy.dispatch.has("tunnel_policy") and not proxy.passthrough_for(client.scope):
             facts = ConnectionFacts(client.id, client.peer, client.loopback, client.scope.id if client.scope else None)

@@ -1,0 +1,173 @@
+"""The first steps of ``dbproxy serve``: listen, say so, and become the supervisor.
+
+Owns the plan that the supervisor works by. Must never import trio or cryptography. Invariants: what needs time comes
+after listening; the process id that is recorded is the supervisor's, for this very process becomes it; settings are
+read once, so that a file edited meanwhile never changes or breaks a proxy that replaces its worker.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import sys
+import tempfile
+from dataclasses import fields
+from typing import TYPE_CHECKING, NoReturn
+
+from dbproxy import __version__
+from dbproxy.config import Config, Settings
+from dbproxy.errors import ConfigError, LaunchError
+from dbproxy.paths import Paths, make_private
+from dbproxy.proc import child, handover
+from dbproxy.proc.daemon import describe
+from dbproxy.proc.listen import addresses, bind, names
+from dbproxy.state import DaemonState, load, process_identity
+from dbproxy.wire.target import normalise_host
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+_TAKE_TIMEOUT = 2.0  # seconds for a predecessor to answer over a local socket
+
+
+def is_supported() -> bool:
+    """Whether this system lets one process hold the sockets and others serve them."""
+    return sys.platform != "win32"
+
+
+def supervise(
+    config: Config,
+    env: Mapping[str, str],
+    *,
+    take_over: bool = False,
+    patient: bool = False,
+    debug: bool = False,
+    tuning: Mapping[str, float] | None = None,
+) -> NoReturn:
+    """Become the supervisor of a proxy with this configuration; never returns.
+
+    ``take_over``: get the sockets of the proxy that runs now instead of binding them; it drains once we serve.
+    ``patient``: clients count on us already, so go on (in the end as a blind tunnel) when the worker cannot start.
+    ``tuning`` replaces defaults of ``supervisor.DEFAULTS``. Raises DbproxyError when we cannot listen.
+    """
+    settings = config.settings
+    paths = Paths(settings.data_dir)
+    paths.create()
+    make_private(paths.run / "supervisors")
+    predecessor = _predecessor(paths, settings) if take_over else None
+    sockets = bind(addresses(settings)) if predecessor is None else list(predecessor.sockets)
+    state = DaemonState.of_this_process(
+        listen=names(sockets),
+        data_dir=paths.data_dir,
+        intercept=tuple(sorted({normalise_host(name) for name in settings.intercept})),
+        settings=describe(settings),
+        dashboard=f"https://localhost:{settings.dashboard_port}" if settings.dashboard_port else "",
+    )
+    handover.tidy(paths.run)
+    plan = {
+        "listen": [sock.fileno() for sock in sockets],
+        "config": _anonymous(paths.run, dump_config(config)),
+        "run": str(paths.run),
+        "instance": state.instance,
+        "identity": process_identity(os.getpid()),
+        "version": __version__,
+        "record": state.to_json() if predecessor is not None else None,
+        "record_path": str(paths.daemon_state),
+        "worker": [*child.own_command(), *(["--debug"] if debug else []), "work"],
+        "drain": settings.drain_timeout,
+        "patient": patient,
+        "takeover": predecessor.connection.fileno() if predecessor is not None else -1,
+        "banner": f"dbproxy {__version__} listens on {state.url}\n",
+        "tuning": dict(tuning or {}),
+    }
+    inherited = [*sockets, *([predecessor.connection] if predecessor is not None else [])]
+    for sock in inherited:
+        sock.set_inheritable(True)
+    plan_fd = _anonymous(paths.run, json.dumps(plan).encode())
+    if predecessor is None:
+        state.save(paths.daemon_state)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    command = [*child.own_command(), "supervise", str(plan_fd)]
+    try:
+        os.execvpe(command[0], command, child.with_own_package(env))
+    except OSError as error:
+        state.forget(paths.daemon_state)
+        raise LaunchError(f"{command[0]} cannot be executed: {error.strerror or error}") from error
+
+
+def dump_config(config: Config) -> bytes:
+    """What a worker needs of a configuration: the settings and the sections of plugins, as values."""
+    settings = {item.name: getattr(config.settings, item.name) for item in fields(Settings)}
+    plugins = {name: dict(section) for name, section in config.plugins.items()}
+    return pickle.dumps({"settings": settings, "plugins": plugins, "user_file": config.user_file})
+
+
+def load_config(fd: int) -> Config:
+    """The configuration in the anonymous file ``fd``; a newer program takes what it knows of an older one's."""
+    data = os.pread(fd, os.fstat(fd).st_size, 0)
+    try:
+        raw = pickle.loads(data)  # made by ourselves, in a file without a name
+        known = {item.name for item in fields(Settings)}
+        settings = Settings(**{name: value for name, value in raw["settings"].items() if name in known})
+        return Config(settings=settings, origins={}, user_file=raw["user_file"], plugins=raw["plugins"])
+    except Exception as error:
+        raise ConfigError(
+            "the settings of the running proxy cannot be read by this version", hint="`dbproxy restart` starts it anew"
+        ) from error
+
+
+def parse_tuning(text: str) -> dict[str, float]:
+    """``name=seconds,...`` apart. ValueError on anything that is no such list."""
+    from dbproxy.proc.supervisor import DEFAULTS
+
+    found: dict[str, float] = {}
+    for part in filter(None, text.split(",")):
+        name, _, value = part.partition("=")
+        if name not in DEFAULTS:
+            raise ValueError(f"unknown: {name}")
+        found[name] = float(value)
+    return found
+
+
+def _predecessor(paths: Paths, settings: Settings) -> handover.Taken:
+    state = load(paths.daemon_state)
+    if state is None:
+        raise LaunchError("there is no proxy whose port could be taken over", hint="Start without --take-over")
+    taken = handover.take(paths.run, state, _TAKE_TIMEOUT)
+    offered = [sock.getsockname()[:2] for sock in taken.sockets]
+    wanted = addresses(settings)
+    if not same_addresses([(item.host, item.port) for item in wanted], offered):
+        for sock in taken.sockets:
+            sock.close()
+        taken.connection.close()
+        raise LaunchError(
+            f"the running proxy listens on {', '.join(names(list(taken.sockets)))}, not where this one should",
+            hint="`dbproxy stop`, then start anew",
+        )
+    return taken
+
+
+def same_addresses(wanted: Sequence[tuple[str, int]], offered: Sequence[tuple[str, int]]) -> bool:
+    """Whether sockets at ``offered`` serve all of ``wanted`` and nothing else; port 0 asks for any."""
+    left = list(offered)
+    for host, port in sorted(wanted, key=lambda item: item[1] == 0):
+        found = next((item for item in left if item[0] == host and port in (0, item[1])), None)
+        if found is None:
+            return False
+        left.remove(found)
+    return not left
+
+
+def _anonymous(folder: Path, data: bytes) -> int:
+    """An inheritable descriptor of a file without a name that holds ``data``: it may hold secrets."""
+    if sys.platform == "linux":
+        fd = os.memfd_create("dbproxy", 0)
+    else:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            fd = os.dup(file.fileno())
+    os.write(fd, data)
+    os.set_inheritable(fd, True)
+    return fd
