@@ -398,10 +398,10 @@ async def test_another_server_name_is_not_ours_to_open(rig):
         nursery.cancel_scope.cancel()
 
 
-async def test_a_client_that_speaks_only_h2_is_tunnelled_blindly(rig):
+async def test_a_client_that_speaks_no_http_is_tunnelled_blindly(rig):
     async with rig(intercept="localhost") as r, trio.open_nursery() as nursery:
         port = await serve(nursery, hello_echo)
-        await blind(r, await r.connect(f"localhost:{port}"), blind_context("h2"), "localhost")
+        await blind(r, await r.connect(f"localhost:{port}"), blind_context("acme-tls/1"), "localhost")
         nursery.cancel_scope.cancel()
 
 
