@@ -7,11 +7,12 @@ happens; what is said in ``run/daemon.json`` is true; running requests finish wh
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import signal
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -33,6 +34,7 @@ from dbproxy.hooks.specs import App, Emit
 from dbproxy.hooks.taps import TapHub
 from dbproxy.net import trust
 from dbproxy.net.ca import Authority
+from dbproxy.net.rootfile import ROOT_RENEWAL
 from dbproxy.net.watch import HangupWatch
 from dbproxy.paths import Paths, write_private
 from dbproxy.proc.daemon import describe
@@ -148,6 +150,7 @@ async def open_proxy(
             manager, authority = _manager(settings, paths, plugins), Authority.open(paths.ca, settings.intercept)
             authority.write_child_bundle(trust.system_bundle())
             await trio.to_thread.run_sync(authority.prepare)
+            _note_certificates(paths, authority)
 
         def failed(plugin: str, hook: str, error: str, quarantined: bool) -> None:
             journal.emit(
@@ -315,9 +318,18 @@ def _look_after_files(proxy: Proxy) -> None:
     try:
         proxy.authority.refresh()
         proxy.authority.prepare()
+        if not proxy.degraded:
+            _note_certificates(proxy.paths, proxy.authority)
         proxy.authority.prune({scope.root for scope in proxy.scopes.all()})
     except (CertificateError, OSError) as error:
         proxy.journal.emit("certificate_failed", level="error", message=str(error))
+
+
+def _note_certificates(paths: Paths, authority: Authority) -> None:
+    """Say for which names the files in ``ca/`` are good and until when, so that no launcher waits for us to check."""
+    known = {"names": sorted(authority.names), "until": authority.current.not_after - ROOT_RENEWAL}
+    with suppress(DbproxyError):
+        write_private(paths.run / "certificates.json", json.dumps(known))
 
 
 async def _report_notices(proxy: Proxy) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from dbproxy import __version__
+from dbproxy.app.memory import settle
 from dbproxy.app.run import CERTIFICATE_VARIABLES, open_proxy, raise_file_limit
 from dbproxy.paths import Paths
 from dbproxy.proc.serve import load_config
@@ -106,6 +107,7 @@ class _Worker:
             degraded=self._degraded,
         ) as running:
             self._running = running
+            settle()
             if self._orphan:
                 self._inherit_record()
             if self._after:

@@ -48,9 +48,15 @@ def with_own_package(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def start_daemon(
-    command: Sequence[str], *, env: Mapping[str, str], state_file: Path, stderr_file: Path, timeout: float
+    command: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    state_file: Path,
+    stderr_file: Path,
+    timeout: float,
+    answer: bool = True,
 ) -> DaemonState:
-    """Start ``command`` as a daemon and wait until it listens and answers; its record is returned.
+    """Start ``command`` as a daemon and wait until it listens and (with ``answer``) answers; its record is returned.
 
     Raises LaunchError with the daemon's own last line of stderr when it ends before that, or when ``timeout`` seconds
     pass (it is then told to end). The caller holds the start lock.
@@ -58,17 +64,17 @@ def start_daemon(
     offset = _trim(stderr_file)
     pid, identity = _spawn_detached(command, env, stderr_file)
     deadline = time.monotonic() + timeout
-    pause = 0.01
+    pause = 0.002
     while time.monotonic() < deadline:
         state = load(state_file)
         if state is not None and state.pid == pid:
             left = deadline - time.monotonic()
-            if probe(state, max(0.1, min(2.0, left))) is not None:
+            if not answer or probe(state, max(0.1, min(2.0, left))) is not None:
                 return state
         if not is_alive(pid, identity):
             raise LaunchError("the background proxy ended while starting: " + last_line(stderr_file, offset))
         pause_for(pause)
-        pause = min(0.05, pause * 1.5)
+        pause = min(0.02, pause * 1.5)
     terminate(pid, identity)
     raise LaunchError(
         f"the background proxy did not answer within {timeout:.0f} s: " + last_line(stderr_file, offset),

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import sys
+import time
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -19,9 +21,11 @@ from dbproxy import __version__
 from dbproxy.config import core_table
 from dbproxy.errors import LaunchError
 from dbproxy.paths import Paths, make_private
-from dbproxy.proc import child
+from dbproxy.proc import child, handover
 from dbproxy.proc.env import daemon_environment
+from dbproxy.proc.listen import same_addresses
 from dbproxy.state import DaemonState, http_get, is_alive, load, probe, split_address, start_lock
+from dbproxy.wire.target import normalise_host
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -55,10 +59,27 @@ class Stopped(Enum):
     DRAINING = "draining"
 
 
-def find(paths: Paths, *, timeout: float = PROBE_TIMEOUT) -> DaemonState | None:
-    """The daemon that answers now, or None."""
+def find(paths: Paths, *, timeout: float = PROBE_TIMEOUT, patient: bool = False) -> DaemonState | None:
+    """The daemon that answers now, or None.
+
+    ``patient``: its supervisor's answer is enough, for it holds the port and replaces a worker that is missing or hung.
+    """
     state = load(paths.daemon_state)
-    return state if state is not None and probe(state, timeout) is not None else None
+    if state is None or not is_alive(state.pid, state.pid_identity):
+        return None
+    if patient and certificates_ready(paths, state.intercept) and handover.ask(paths.run, state, timeout) is not None:
+        return state
+    return state if probe(state, timeout) is not None else None
+
+
+def certificates_ready(paths: Paths, intercept: Iterable[str]) -> bool:
+    """Whether the files that a child is given are those that a worker would make, so that nobody need wait for one."""
+    try:
+        known = json.loads((paths.run / "certificates.json").read_bytes())
+        fits = known["names"] == sorted(set(intercept)) and time.time() < known["until"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+    return fits and all((paths.ca / name).is_file() for name in ("bundle.pem", "child-bundle.pem"))
 
 
 def ensure(
@@ -67,66 +88,92 @@ def ensure(
     """A daemon that answers and is not older than we are; started or replaced if need be.
 
     ``env`` is the launcher's environment. ``timeout`` in seconds bounds a start. ``explicit``: the person asked for
-    the daemon itself, so the per-launch settings given here are meant for the traffic that belongs to no launch. Raises
-    LaunchError.
+    the daemon itself, so the per-launch settings given here are meant for the traffic that belongs to no launch, and
+    it is waited for until it answers; a launcher need only know that the port is held. Raises LaunchError.
     """
     paths = Paths(config.settings.data_dir)
-    running = find(paths)
+    running = find(paths, patient=not explicit)
     if running is not None and not is_older(running.version):
         return Running(running, notices=tuple(differences(config, running)))
     with start_lock(_lock(paths), timeout + HUNG_TIMEOUT + CLOSE_TIMEOUT):
-        running = find(paths)
+        running = find(paths, patient=not explicit)
         if running is not None and not is_older(running.version):
             return Running(running, notices=tuple(differences(config, running)))
-        listen: tuple[str, ...] | None = None
-        notices: list[str] = []
-        if running is not None:
-            listen = running.listen
-            _close_listener(running)
-            notices.append(
-                f"the proxy {running.version} is replaced by {__version__}; its running answers finish first"
-            )
-        else:
+        if running is None:
             _refuse_hung(paths)
-        started = _start(config, env, listen, timeout, explicit=explicit)
-        return dataclasses.replace(started, notices=(*notices, *started.notices))
+            return _start(config, env, None, timeout, explicit=explicit)
+        replaced = f"the proxy {running.version} is replaced by {__version__}; its running answers finish first"
+        if not _hands_over(config, running, running.listen):
+            _close_listener(running)
+            started = _start(config, env, running.listen, timeout, explicit=explicit)
+        else:
+            try:
+                started = _start(config, env, running.listen, timeout, explicit=explicit, take_over=True)
+            except LaunchError as error:  # the older one serves on
+                return Running(running, notices=(f"{error}. The proxy {running.version} goes on",))
+        return dataclasses.replace(started, notices=(replaced, *started.notices))
 
 
 def restart(config: Config, env: Mapping[str, str], *, timeout: float = START_TIMEOUT) -> Running:
-    """Replace the daemon, or start one: the old one closes its port at once and finishes its running answers."""
+    """Replace the daemon, or start one: the new one takes the port over, the old one finishes its running answers.
+
+    Where the old one cannot hand its port over, or another one is asked for, it closes it first. Raises LaunchError; a
+    proxy that could have handed over then still runs.
+    """
     paths = Paths(config.settings.data_dir)
     with start_lock(_lock(paths), timeout + CLOSE_TIMEOUT):
         state = load(paths.daemon_state)
         listen: tuple[str, ...] | None = None
         if state is not None and is_alive(state.pid, state.pid_identity):
-            _close_listener(state)
             if not _given(config, "listen"):
                 listen = state.listen
+            if _hands_over(config, state, listen):
+                return _start(config, env, listen, timeout, explicit=True, take_over=True)
+            _close_listener(state)
         return _start(config, env, listen, timeout, explicit=True)
 
 
 def stop(paths: Paths, *, wait: float, force: bool = False) -> Stopped:
-    """End the daemon gracefully, waiting up to ``wait`` seconds for its last answers; ``force`` cuts them off.
+    """End the daemon gracefully, waiting up to ``wait`` seconds for its last answers.
 
-    Raises LaunchError when it does not even close its port.
+    ``force`` cuts them off, and ends predecessors that are still finishing theirs, too. Raises LaunchError when it does
+    not even close its port.
     """
     make_private(paths.run)
     with start_lock(_lock(paths), CLOSE_TIMEOUT * 2):
         state = load(paths.daemon_state)
+        if force:
+            return _force(paths, state)
         if state is None or not is_alive(state.pid, state.pid_identity):
             with contextlib.suppress(OSError):
                 paths.daemon_state.unlink()
             return Stopped.NOT_RUNNING
-        if force:
-            child.kill(state.pid, state.pid_identity)
-            child.wait_gone(state.pid, state.pid_identity, CLOSE_TIMEOUT)
-            state.forget(paths.daemon_state)
-            return Stopped.STOPPED
         _close_listener(state)
         if child.wait_gone(state.pid, state.pid_identity, wait):
             state.forget(paths.daemon_state)
             return Stopped.STOPPED
         return Stopped.DRAINING
+
+
+def _force(paths: Paths, state: DaemonState | None) -> Stopped:
+    """Kill the daemon, its workers, and what is left of earlier ones."""
+    supervisors = {family.supervisor for family in handover.families(paths.run)}
+    if state is not None:
+        supervisors.add((state.pid, state.pid_identity))
+    killed = {pid: identity for pid, identity in supervisors if child.kill(pid, identity)}
+    # Only now, for a supervisor that lives replaces the worker that it loses.
+    handover.wait_until_gone(killed, CLOSE_TIMEOUT)
+    workers = {worker for family in handover.families(paths.run) for worker in family.workers}
+    killed |= {pid: identity for pid, identity in workers if child.kill(pid, identity)}
+    handover.wait_until_gone(killed, CLOSE_TIMEOUT)
+    handover.tidy(paths.run)
+    left = load(paths.daemon_state)
+    if left is None or not is_alive(left.pid, left.pid_identity):
+        with contextlib.suppress(OSError):
+            paths.daemon_state.unlink()
+    with contextlib.suppress(OSError):
+        (paths.run / "degraded").unlink()
+    return Stopped.STOPPED if killed else Stopped.NOT_RUNNING
 
 
 def is_older(version: str) -> bool:
@@ -162,7 +209,13 @@ def differences(config: Config, state: DaemonState) -> list[str]:
 
 
 def _start(
-    config: Config, env: Mapping[str, str], listen: tuple[str, ...] | None, timeout: float, *, explicit: bool
+    config: Config,
+    env: Mapping[str, str],
+    listen: tuple[str, ...] | None,
+    timeout: float,
+    *,
+    explicit: bool,
+    take_over: bool = False,
 ) -> Running:
     paths = Paths(config.settings.data_dir)
     paths.create()
@@ -170,13 +223,16 @@ def _start(
     bound: list[str] = []
     taken: list[str] = []
     for address in wanted:
-        if child.can_bind(address):
+        if take_over or child.can_bind(address):
             bound.append(address)
         else:
             host, _ = split_address(address)
             taken.append(address)
             bound.append(f"[{host}]:0" if ":" in host else f"{host}:0")
-    command = [*child.own_command(), *_options(config, bound, explicit), "serve"]
+    answer = explicit or take_over or not certificates_ready(paths, _normalised(config.settings.intercept))
+    # Who does not wait for an answer counts on the port from now on, whatever becomes of the worker.
+    manner = ["--take-over"] if take_over else [] if answer else ["--patient"]
+    command = [*child.own_command(), *_options(config, bound, explicit), "serve", *manner]
     frozen = bool(getattr(sys, "frozen", False))
     environment = child.with_own_package(daemon_environment(env, drop=_variables(), frozen=frozen))
     if config.settings.control_token is not None:
@@ -189,6 +245,7 @@ def _start(
         state_file=paths.daemon_state,
         stderr_file=paths.logs / "daemon.stderr",
         timeout=timeout,
+        answer=answer,
     )
     notices = (
         [
@@ -218,6 +275,25 @@ def _options(config: Config, listen: list[str], explicit: bool) -> list[str]:
             encoded = spec.kind.encode(value)
             options.append(f"{spec.option}={','.join(encoded) if isinstance(encoded, list) else encoded}")
     return options
+
+
+def _hands_over(config: Config, state: DaemonState, listen: tuple[str, ...] | None) -> bool:
+    """Whether that daemon can hand over just the sockets that a new one would open (None: those of ``config``)."""
+    wanted = [(item.host, item.port) for item in config.settings.listen]
+    if listen is not None:
+        wanted = [split_address(address) for address in listen]
+    dashboard = (wanted[0][0], config.settings.dashboard_port)
+    if dashboard[1] is not None and dashboard not in wanted:
+        wanted.append((dashboard[0], dashboard[1]))
+    offered = [split_address(address) for address in state.listen]
+    return (
+        same_addresses(wanted, offered)
+        and handover.ask(Paths(config.settings.data_dir).run, state, PROBE_TIMEOUT) is not None
+    )
+
+
+def _normalised(names: Iterable[str]) -> set[str]:
+    return {normalise_host(name) for name in names}
 
 
 def _served(wanted: Iterable[HostPort], state: DaemonState) -> bool:

@@ -12,6 +12,8 @@ from dbproxy.config import HostPort
 from dbproxy.errors import LaunchError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from dbproxy.config import Settings
 
 _BACKLOG = 1024
@@ -63,3 +65,14 @@ def names(sockets: list[socket.socket]) -> tuple[str, ...]:
     """The addresses of listening sockets as ``HOST:PORT``, IPv6 in brackets."""
     found = [sock.getsockname()[:2] for sock in sockets]
     return tuple(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in found)
+
+
+def same_addresses(wanted: Sequence[tuple[str, int]], offered: Sequence[tuple[str, int]]) -> bool:
+    """Whether sockets at ``offered`` serve all of ``wanted`` and nothing else; port 0 asks for any."""
+    left = list(offered)
+    for host, port in sorted(wanted, key=lambda item: item[1] == 0):
+        found = next((item for item in left if item[0] == host and port in (0, item[1])), None)
+        if found is None:
+            return False
+        left.remove(found)
+    return not left

@@ -21,12 +21,12 @@ from dbproxy.errors import ConfigError, LaunchError
 from dbproxy.paths import Paths, make_private
 from dbproxy.proc import child, handover
 from dbproxy.proc.daemon import describe
-from dbproxy.proc.listen import addresses, bind, names
+from dbproxy.proc.listen import addresses, bind, names, same_addresses
 from dbproxy.state import DaemonState, load, process_identity
 from dbproxy.wire.target import normalise_host
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
 _TAKE_TIMEOUT = 2.0  # seconds for a predecessor to answer over a local socket
@@ -148,17 +148,6 @@ def _predecessor(paths: Paths, settings: Settings) -> handover.Taken:
             hint="`dbproxy stop`, then start anew",
         )
     return taken
-
-
-def same_addresses(wanted: Sequence[tuple[str, int]], offered: Sequence[tuple[str, int]]) -> bool:
-    """Whether sockets at ``offered`` serve all of ``wanted`` and nothing else; port 0 asks for any."""
-    left = list(offered)
-    for host, port in sorted(wanted, key=lambda item: item[1] == 0):
-        found = next((item for item in left if item[0] == host and port in (0, item[1])), None)
-        if found is None:
-            return False
-        left.remove(found)
-    return not left
 
 
 def _anonymous(folder: Path, data: bytes) -> int:

@@ -121,6 +121,13 @@ def test_restart_lets_what_runs_finish(shell, tunnel):
     assert shell.run("status").returncode == 0
 
 
+def family(shell):
+    """The pids of the background proxy: its supervisor's, then its workers'."""
+    pid = shell.state()["pid"]
+    note = json.loads((shell.data / "run" / "supervisors" / f"{pid}.json").read_text())
+    return [pid, *(worker for worker, _ in note["workers"])]
+
+
 def test_stop_closes_the_port_and_lets_what_runs_finish(shell, tunnel):
     pid = shell.state()["pid"]
     done = shell.run("stop")
@@ -139,12 +146,13 @@ def test_restart_without_a_daemon_starts_one(shell):
 
 def test_a_killed_daemon_is_replaced(shell):
     shell.run("start")
-    pid = shell.state()["pid"]
-    os.kill(pid, signal.SIGKILL)
-    assert until(lambda: not is_alive(pid))
+    pids = family(shell)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    assert until(lambda: not any(map(is_alive, pids)))
     assert shell.run("status").stdout == "not running\n"
     assert shell.run("start").stdout.startswith("started: ")
-    assert shell.state()["pid"] != pid
+    assert shell.state()["pid"] not in pids
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"pid": 1}', "\x00" * 100])
@@ -187,8 +195,9 @@ def test_an_older_daemon_makes_way_for_a_newer_version(shell):
 
 def test_a_hung_daemon_is_named_and_force_ends_it(shell):
     shell.run("start")
-    pid = shell.state()["pid"]
-    os.kill(pid, signal.SIGSTOP)
+    pid, *workers = family(shell)
+    for stopped in (pid, *workers):
+        os.kill(stopped, signal.SIGSTOP)
     try:
         done = shell.run("start")
         assert done.returncode == 1
@@ -197,7 +206,7 @@ def test_a_hung_daemon_is_named_and_force_ends_it(shell):
         assert "lives" in shell.run("status").stdout
     finally:
         assert shell.run("stop", "--force").stdout == "stopped\n"
-    assert not is_alive(pid)
+    assert not any(map(is_alive, (pid, *workers)))
 
 
 def test_serve_in_the_foreground_ends_well_on_a_signal(shell):
