@@ -14,6 +14,7 @@ class Counters:
     connections_total: int = field(default=0, metadata={"help": "Client connections accepted."})
     connections_open: int = field(default=0, metadata={"help": "Client connections open now.", "gauge": True})
     connections_refused_total: int = field(default=0, metadata={"help": "Client connections over the limit."})
+    h2_connections_total: int = field(default=0, metadata={"help": "Client connections that spoke HTTP/2."})
     accept_errors_total: int = field(
         default=0, metadata={"help": "Failed accepts, for example no file descriptor left."}
     )

@@ -26,7 +26,7 @@ from dbproxy.hooks.specs import ConnectionFacts
 from dbproxy.net import tunnel
 from dbproxy.net.address import is_private
 from dbproxy.net.streams import ConnectionBroken, SocketStream, TlsStream, close_gracefully
-from dbproxy.net.tls import describe_peer_failure, is_rejection
+from dbproxy.net.tls import HTTP1, describe_peer_failure, is_rejection
 from dbproxy.net.upstream import Origin
 from dbproxy.wire import h1
 from dbproxy.wire.sniff import ClientHello, Sniff, client_hello, sniff
@@ -39,12 +39,13 @@ if TYPE_CHECKING:
     from dbproxy.scope import Scope
 
 _ESTABLISHED = b"HTTP/1.1 200 Connection Established\r\n\r\n"
+#: ALPN names of HTTP/1; a client that offers only HTTP/1.0 (curl --http1.0) goes on without ALPN.
+_HTTP1 = frozenset({"http/1.1", "http/1.0"})
 _SILENT_REJECTION = 2.0  # seconds after a handshake within which leaving without a word means no trust
 _LINGER = 2.0  # seconds for a client to take our last bytes while it still sends
 _MOST_LEAVING = 16  # clients over the limit that are let down gently at a time; each holds a file descriptor
 #: accept() failing with one of these is our shortage, not the client's fault.
 _SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
-_H2_GOAWAY = b"\x00\x00\x08\x07\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x0d"  # HTTP_1_1_REQUIRED
 
 
 class Server:
@@ -172,11 +173,14 @@ class Server:
             if not await self._handshake(client, stream):
                 return
             seen = b""
-        elif kind is Sniff.H2_PREFACE:
-            await client.send(_H2_GOAWAY)
-            return
+            if stream.tls.selected_alpn_protocol() == "h2":
+                await self._h2(client)
+                return
         client.stream.unread(seen)
-        await self._requests(client)
+        if kind is Sniff.H2_PREFACE:
+            await self._h2(client)
+        else:
+            await self._requests(client)
 
     async def _sniff(self, client: ClientConnection, seconds: float) -> tuple[bytes, Sniff]:
         """The first bytes, and what they are; garbage counts as HTTP, which then says what is wrong with it."""
@@ -227,6 +231,13 @@ class Server:
                 if not client.stream.closed:
                     await close_gracefully(client.stream, _LINGER)
                 return
+
+    async def _h2(self, client: ClientConnection) -> None:
+        """The requests of a client that speaks HTTP/2; each stream is a client of its own."""
+        from dbproxy.app.h2 import H2Server  # most proxies never meet such a client
+
+        self.proxy.watch.remove(client.stream.sock.fileno())
+        await H2Server(self.proxy, client, self._request, self._crashed).run()
 
     async def _request(self, client: ClientConnection, head: RequestHead) -> bool:
         """Find out what a request is for; whether the connection can carry another one."""
@@ -410,11 +421,11 @@ class Server:
         client.via, client.host, client.port = Via.TUNNEL, authority.host, authority.port
         proxy.journal.emit("connect_redirect", host=authority.host, port=authority.port, scope=_scope_id(client))
         seen, kind = await self._sniff(client, proxy.settings.client_idle_timeout)
-        if kind is Sniff.HTTP:
+        if kind in (Sniff.HTTP, Sniff.H2_PREFACE):
             proxy.counters.connects_intercepted_total += 1
             client.scheme = "http"
             client.stream.unread(seen)
-            await self._requests(client)
+            await (self._h2(client) if kind is Sniff.H2_PREFACE else self._requests(client))
             return
         if kind is not Sniff.TLS:
             await self._dial_and_blind(client, seen, authority, "not_http")
@@ -426,7 +437,9 @@ class Server:
             return
         client.scheme = "https"
         self._nursery.start_soon(self._warm, client.scope, authority)
-        await self._speak_tls(client, authority, seen, name, hello.fingerprint if hello else "")
+        # HTTP/1.1 wherever it is offered: that way every byte is relayed as it came.
+        h2 = hello is not None and "h2" in hello.alpn and _HTTP1.isdisjoint(hello.alpn)
+        await self._speak_tls(client, authority, seen, name, hello.fingerprint if hello else "", h2=h2)
 
     async def _hello(self, client: ClientConnection, seen: bytes) -> tuple[bytes, ClientHello | None]:
         """The whole ClientHello; None if it is none, which the handshake will then say in TLS."""
@@ -454,8 +467,8 @@ class Server:
             if hello.server_name not in proxy.intercepted:
                 return "", "other_server_name"
             name = hello.server_name
-        if hello.alpn and "http/1.1" not in hello.alpn:
-            return "", "no_http1"
+        if hello.alpn and "h2" not in hello.alpn and _HTTP1.isdisjoint(hello.alpn):
+            return "", "no_http"
         root = client.scope.root if client.scope else None
         if not proxy.authority.covers(name, root):
             return "", "root_does_not_cover"
@@ -464,11 +477,12 @@ class Server:
         return name, ""
 
     async def _speak_tls(
-        self, client: ClientConnection, authority: Authority, seen: bytes, name: str, kind: str
+        self, client: ClientConnection, authority: Authority, seen: bytes, name: str, kind: str, *, h2: bool
     ) -> None:
         proxy = self.proxy
+        alpn = ("h2",) if h2 else HTTP1
         try:
-            context = proxy.authority.leaf_context(name, client.scope.root if client.scope else None)
+            context = proxy.authority.leaf_context(name, client.scope.root if client.scope else None, alpn=alpn)
         except CertificateError as error:
             proxy.journal.emit("certificate_failed", level="error", message=str(error), host=name)
             await self._dial_and_blind(client, seen, authority, "no_certificate")
@@ -488,7 +502,7 @@ class Server:
         if first:
             proxy.rejections.worked(_scope_id(client), name, kind)
             stream.unread(first)
-            await self._requests(client)
+            await (self._h2(client) if h2 else self._requests(client))
         elif not proxy.draining and trio.current_time() - began < _SILENT_REJECTION:
             # With TLS 1.2 a client checks the certificate when we are done already, and just leaves.
             self._rejected(client, name, kind, "it left without a request after the handshake")

@@ -236,7 +236,7 @@ class Authority:
             leaf = self._stored_leaf(self.folder / "own.pem", {"Names": ",".join(OWN_NAMES)}, now)
             if leaf is None:
                 leaf = self._make_own(now)
-            context = _context(leaf.chain, tls.HTTP1, "our own certificate")
+            context = _context(leaf.chain, (*tls.HTTP1, "h2"), "our own certificate")
             self._own = (leaf, context)
             return context
 
