@@ -197,7 +197,7 @@ class TapHub:
         calls: Calls,
         *,
         interval: float = 0.02,
-        slice_seconds: float = 0.002,
+        slice_seconds: float = 0.0005,
         async_deadline: float = RULES[Kind.TAP].deadline or 5.0,
         feed_limit: int = 8 * MIB,
         hurry_above: int = 256 * KIB,

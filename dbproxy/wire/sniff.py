@@ -10,8 +10,10 @@ stream is either "need more" or the answer for the whole of it; work and memory 
 from __future__ import annotations
 
 import hashlib
+import struct
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from typing import Final
 
 from dbproxy.errors import ProtocolViolation
@@ -176,7 +178,7 @@ class _Reader:
 
 
 def _parse(reader: _Reader, record_length: int) -> ClientHello:
-    versions = [reader.number(2)]
+    versions: tuple[int, ...] = (reader.number(2),)
     reader.take(32)  # random
     reader.vector(1)  # session id
     ciphers = _numbers(reader.vector(2))
@@ -197,15 +199,15 @@ def _parse(reader: _Reader, record_length: int) -> ClientHello:
     return ClientHello(
         _server_name(extensions.get(_SERVER_NAME)),
         _protocols(extensions.get(_ALPN)),
-        _fingerprint(versions, ciphers, extensions),
+        _fingerprint(versions, ciphers, tuple(sorted(extensions))),
         record_length,
     )
 
 
-def _numbers(data: bytes) -> list[int]:
+def _numbers(data: bytes) -> tuple[int, ...]:
     if len(data) % 2:
         raise ProtocolViolation("TLS ClientHello with a list of odd length")
-    return [int.from_bytes(data[i : i + 2], "big") for i in range(0, len(data), 2)]
+    return struct.unpack(f">{len(data) // 2}H", data)
 
 
 def _server_name(body: bytes | None) -> str | None:
@@ -246,9 +248,10 @@ def _is_grease(value: int) -> bool:
     return value & 0x0F0F == 0x0A0A and value >> 8 == value & 0xFF
 
 
-def _fingerprint(versions: list[int], ciphers: list[int], extensions: dict[int, bytes]) -> str:
-    # Sorted, because some libraries shuffle their extensions for each connection.
-    kinds = sorted(kind for kind in extensions if kind not in _VARYING and not _is_grease(kind))
+@lru_cache(maxsize=256)  # a client says the same each time, but for GREASE
+def _fingerprint(versions: tuple[int, ...], ciphers: tuple[int, ...], extensions: tuple[int, ...]) -> str:
+    # ``extensions`` are sorted, because some libraries shuffle theirs for each connection.
+    kinds = [kind for kind in extensions if kind not in _VARYING and not _is_grease(kind)]
     parts = ([v for v in versions if not _is_grease(v)], [c for c in ciphers if not _is_grease(c)], kinds)
     text = ";".join(",".join(f"{value:04x}" for value in part) for part in parts)
     return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
