@@ -172,11 +172,11 @@ def flat(bench: Bench) -> list[Figure]:
 def _paced(bench: Bench, streams: int, peers: tuple[str, ...], *, same_core: bool) -> dict[str, list[dict[str, float]]]:
     """Streams of 50 events a second; added delay per event, and the share of a core that the proxy used.
 
-    Only what is sent after the start-up counts: opening the tunnels is another figure.
+    Only what is sent between start-up and end counts: opening the tunnels is another figure.
     """
     found: dict[str, list[dict[str, float]]] = {name: [] for name in peers}
     skip = 1.0 + streams / 128
-    events = int(((1.5 if bench.quick else 2.5) + skip) * 50)
+    events = int(((2.5 if bench.quick else 3.5) + skip) * 50)
     for number in range(bench.rounds(4)):
         direct: dict[str, float] = {}
         for name in ("direct", *peers):
@@ -263,7 +263,7 @@ def storm(bench: Bench) -> list[Figure]:
                 "--count",
                 "32",
                 "--answer",
-                "paced:50:150",
+                "paced:50:200",
                 "--skip-ms",
                 "1000",
                 "--secs",
