@@ -26,6 +26,8 @@ running_plugin: ContextVar[str] = ContextVar("running_plugin", default="")
 
 #: What counts as a failure of a plugin.
 FAILURES = (Exception, SystemExit)
+#: The same in synchronous calls, where no cancellation can be in a group.
+SYNC_FAILURES = (*FAILURES, BaseExceptionGroup)
 
 
 class DeadlinePassed(PluginError):
@@ -210,7 +212,7 @@ class Calls:
                 if hasattr(answer, "__await__"):
                     refuse_awaitable(answer)
                 answer = impl.hook.check(answer, given)
-        except FAILURES as error:
+        except SYNC_FAILURES as error:
             self.failed(impl, error)
             return None
         finally:

@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from dbproxy.errors import PluginError
-from dbproxy.hooks.calls import FAILURES, Calls, Implementation, running_plugin
+from dbproxy.hooks.calls import SYNC_FAILURES, Calls, Implementation, running_plugin
 from dbproxy.hooks.kinds import QUARANTINE_AFTER, SLOW_CALL
 from dbproxy.hooks.specs import WrongAnswer
 from dbproxy.wire.sse import SseEvent, SseSplitter
@@ -140,7 +140,7 @@ class StreamFilters:
                 answer = feed(event) if event.parsed else None
                 raw = event.raw
                 outputs.append(raw if answer is None or answer is raw else _joined(answer))
-        except FAILURES as error:
+        except SYNC_FAILURES as error:
             self._detach(stage, error)
             outputs += [event.raw for event in events[len(outputs) :]]
         finally:
@@ -160,7 +160,7 @@ class StreamFilters:
         try:
             answer = stage.object.end()
             return b"" if answer is None else _joined(answer)
-        except FAILURES as error:
+        except SYNC_FAILURES as error:
             self._detach(stage, error)
             return b""
         finally:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from dbproxy.errors import ProtocolViolation
-from dbproxy.hooks.calls import FAILURES, Calls, DeadlinePassed, Implementation, running_plugin
+from dbproxy.hooks.calls import FAILURES, SYNC_FAILURES, Calls, DeadlinePassed, Implementation, running_plugin
 from dbproxy.hooks.filters import BlocksLoop, is_event_stream
 from dbproxy.hooks.filters import StreamFilters as StreamFilters
 from dbproxy.hooks.kinds import QUARANTINE_AFTER, RULES, SLOW_CALL, Kind
@@ -356,7 +356,7 @@ class TapHub:
         try:
             for value in values:
                 method(value)
-        except FAILURES as error:
+        except SYNC_FAILURES as error:
             self._detach(tap, error)
         finally:
             running_plugin.reset(token)
