@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -37,6 +38,13 @@ def cpus() -> tuple[int, int]:
     return usable[0], usable[-1]
 
 
+def _threads(pid: int) -> list[int]:
+    try:
+        return [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+    except FileNotFoundError:
+        return []
+
+
 def quick_priority() -> None:
     """Ask for a little more than our neighbours get; without the right to it the bench runs as everybody else."""
     try:
@@ -59,26 +67,36 @@ class Contestant:
     def pid(self) -> int:
         return self.process.pid if self.process is not None else 0
 
+    def pids(self) -> list[int]:
+        """The process and those that it started: ours has a supervisor and, last, the worker."""
+        found = [self.pid] if self.process is not None else []
+        for pid in found:
+            for thread in _threads(pid):
+                try:
+                    children = Path(f"/proc/{pid}/task/{thread}/children").read_text()
+                except OSError:
+                    continue
+                found += [int(child) for child in children.split()]
+        return found
+
     def cpu(self) -> float:
-        """CPU seconds that the process has used so far, ended threads included."""
-        if self.process is None:
-            return 0.0
-        return time.clock_gettime((~self.pid << 3) | 2)  # what clock_getcpuclockid(3) makes of a process id
+        """CPU seconds that all of its processes have used so far, ended threads included."""
+        # What clock_getcpuclockid(3) makes of a process id.
+        return sum(time.clock_gettime((~pid << 3) | 2) for pid in self.pids())
 
     def rss(self) -> int:
-        """Resident memory in bytes."""
-        with open(f"/proc/{self.pid}/statm") as file:
+        """Resident memory of the process that does the work, in bytes."""
+        with open(f"/proc/{self.pids()[-1]}/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     def pin(self, core: int) -> None:
-        """Run on this core alone, every thread of it."""
-        if self.process is None:
-            return
-        for thread in os.listdir(f"/proc/{self.pid}/task"):
-            try:
-                os.sched_setaffinity(int(thread), {core})
-            except ProcessLookupError:
-                pass
+        """Run on this core alone, every process and thread of it."""
+        for pid in self.pids():
+            for thread in _threads(pid):
+                try:
+                    os.sched_setaffinity(thread, {core})
+                except ProcessLookupError:
+                    pass
 
     def must_live(self) -> None:
         if self.process is not None and self.process.poll() is not None:
@@ -131,11 +149,16 @@ class Field:
             self.started.remove(one)
         if process is None or process.poll() is not None:
             return
+        pids = one.pids()
         process.terminate()
         try:
             process.wait(5)
         except subprocess.TimeoutExpired:
-            process.kill()
+            for pid in pids:  # all of them, or a worker would go on without its supervisor
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
             process.wait(5)
 
     def close(self) -> None:
