@@ -11,11 +11,14 @@ CRASHES = (Exception, SystemExit)
 
 def describe_crash(error: BaseException) -> str:
     """Type and place of a crash, never its text."""
-    while isinstance(error, BaseExceptionGroup) and error.exceptions:
+    place = None
+    while True:
+        step = error.__traceback__
+        while step is not None:
+            place, step = step, step.tb_next
+        if not isinstance(error, BaseExceptionGroup):
+            break
         error = error.exceptions[0]
-    place = error.__traceback__
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
     if place is None:
         return type(error).__name__
     file = place.tb_frame.f_code.co_filename.replace("\\", "/")
