@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "frozen"
 LOCK = ROOT / "packaging" / "requirements-build.txt"
-RECIPE = ("pyinstaller.spec", "packaging/onefile.py", "packaging/freeze.py", "packaging/bundle.toml")
+RECIPE = (
+    "pyinstaller.spec",
+    "packaging/onefile.py",
+    "packaging/freeze.py",
+    "packaging/bundle.toml",
+    "packaging/install.sh",
+)
 KEPT_BUILDS = 3
 
 

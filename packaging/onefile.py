@@ -10,11 +10,13 @@ import hashlib
 import io
 import os
 import platform as machine
+import shutil
 import tarfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 STUB = Path(__file__).resolve().parent / "frozen" / "onefile.sh"
+INSTALLER = Path(__file__).resolve().parent / "install.sh"
 MARK = "BUILD"
 SEED_NAME = "claude-db-proxy"
 # Long ago, so that a version counts as fresh from its first start on, and not from its build.
@@ -53,8 +55,10 @@ def digest(folder: Path) -> str:
 def seal(folder: Path) -> str:
     """Write the build's name, VERSION-DIGEST, into the folder; it names the folder wherever versions lie side by side.
 
-    Also adds the older tool's command name. Returns the build's name.
+    Also adds the installer and the older tool's command name. Returns the build's name.
     """
+    shutil.copy(INSTALLER, folder / INSTALLER.name)
+    (folder / INSTALLER.name).chmod(0o755)
     alias = folder / SEED_NAME
     if os.name == "posix" and not alias.is_symlink():
         alias.symlink_to("dbproxy")
