@@ -16,13 +16,13 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from dbproxy.errors import LaunchError
 from dbproxy.state import DaemonState, is_alive, load, pause_for, probe, process_identity, split_address
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 _MAX_STDERR_FILE = 1_000_000
 
@@ -48,21 +48,21 @@ def with_own_package(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def start_daemon(
-    command: Sequence[str],
+    enter: Callable[[], NoReturn],
     *,
-    env: Mapping[str, str],
     state_file: Path,
     stderr_file: Path,
     timeout: float,
     answer: bool = True,
 ) -> DaemonState:
-    """Start ``command`` as a daemon and wait until it listens and (with ``answer``) answers; its record is returned.
+    """Call ``enter`` in a daemon process and wait until that listens and (with ``answer``) answers; its record.
 
-    Raises LaunchError with the daemon's own last line of stderr when it ends before that, or when ``timeout`` seconds
-    pass (it is then told to end). The caller holds the start lock.
+    ``enter`` executes another program in the end; what is loaded here already need not be loaded anew for its first
+    steps. Raises LaunchError with the daemon's own last line of stderr when it ends before that, or when ``timeout``
+    seconds pass (it is then told to end). The caller holds the start lock.
     """
     offset = _trim(stderr_file)
-    pid, identity = _spawn_detached(command, env, stderr_file)
+    pid, identity = _spawn_detached(enter, stderr_file)
     deadline = time.monotonic() + timeout
     pause = 0.002
     while time.monotonic() < deadline:
@@ -82,14 +82,14 @@ def start_daemon(
     )
 
 
-def _spawn_detached(command: Sequence[str], env: Mapping[str, str], stderr_file: Path) -> tuple[int, str]:
+def _spawn_detached(enter: Callable[[], NoReturn], stderr_file: Path) -> tuple[int, str]:
     """Fork twice, so that the daemon is nobody's child: the agent must not inherit a child it does not know."""
     output = os.open(stderr_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     reader, writer = os.pipe()
     try:
         first = os.fork()
         if first == 0:
-            _become_daemon(command, env, output, writer)
+            _become_daemon(enter, output, writer)
         os.close(writer)
         writer = -1
         os.waitpid(first, 0)
@@ -106,8 +106,8 @@ def _spawn_detached(command: Sequence[str], env: Mapping[str, str], stderr_file:
     return pid, process_identity(pid)
 
 
-def _become_daemon(command: Sequence[str], env: Mapping[str, str], output: int, writer: int) -> None:
-    """In the first child: never returns. Only async-signal-safe-ish calls; the launcher has a single thread."""
+def _become_daemon(enter: Callable[[], NoReturn], output: int, writer: int) -> None:
+    """In the first child: never returns. The launcher has a single thread, so that everything works after a fork."""
     try:
         os.setsid()
         second = os.fork()
@@ -120,13 +120,13 @@ def _become_daemon(command: Sequence[str], env: Mapping[str, str], output: int, 
         os.dup2(devnull, 0)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        # The pipe stays open until exec closes it, so that the launcher learns of a failing exec.
+        # The pipe stays open until exec closes it, so that the launcher learns of whatever fails before.
         os.closerange(3, writer)
         os.closerange(writer + 1, _descriptor_limit())
         for caught in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGPIPE, signal.SIGTERM):
             signal.signal(caught, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        os.execvpe(command[0], list(command), dict(env))
+        enter()
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.write(writer, f"{error}".encode())

@@ -15,10 +15,11 @@ import time
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from dbproxy import __version__
 from dbproxy.config import core_table
+from dbproxy.config import load as load_settings
 from dbproxy.errors import LaunchError
 from dbproxy.paths import Paths, make_private
 from dbproxy.proc import child, handover
@@ -230,18 +231,22 @@ def _start(
             taken.append(address)
             bound.append(f"[{host}]:0" if ":" in host else f"{host}:0")
     answer = explicit or take_over or not certificates_ready(paths, _normalised(config.settings.intercept))
-    # Who does not wait for an answer counts on the port from now on, whatever becomes of the worker.
-    manner = ["--take-over"] if take_over else [] if answer else ["--patient"]
-    command = [*child.own_command(), *_options(config, bound, explicit), "serve", *manner]
     frozen = bool(getattr(sys, "frozen", False))
     environment = child.with_own_package(daemon_environment(env, drop=_variables(), frozen=frozen))
     if config.settings.control_token is not None:
         environment["DBPROXY_CONTROL_TOKEN"] = config.settings.control_token
     if explicit and config.settings.parent_proxy is not None and _given(config, "parent_proxy"):
         environment["DBPROXY_PARENT_PROXY"] = config.settings.parent_proxy
+    options = _options(config, bound, explicit)
+
+    def enter() -> NoReturn:
+        from dbproxy.proc.serve import supervise
+
+        # Who does not wait for an answer counts on the port from now on, whatever becomes of the worker.
+        supervise(load_settings(options, environment, None), environment, take_over=take_over, patient=not answer)
+
     state = child.start_daemon(
-        command,
-        env=environment,
+        enter,
         state_file=paths.daemon_state,
         stderr_file=paths.logs / "daemon.stderr",
         timeout=timeout,
@@ -258,13 +263,13 @@ def _start(
     return Running(state, started=True, notices=tuple(notices))
 
 
-def _options(config: Config, listen: list[str], explicit: bool) -> list[str]:
-    """The process-wide settings (with ``explicit`` all of them) of this command line and environment as options.
+def _options(config: Config, listen: list[str], explicit: bool) -> dict[str, str]:
+    """The process-wide settings (with ``explicit`` all of them) of this command line and environment as text.
 
-    Paths are absolute: the daemon's working directory is another. Secrets travel in the environment only, for every
-    user can read a command line.
+    What they do not name the daemon reads for itself: the user's file, no project's. Paths are absolute, for its
+    working directory is another.
     """
-    options = [f"--data-dir={Path(config.settings.data_dir).absolute()}", f"--listen={','.join(listen)}"]
+    options = {"data_dir": str(Path(config.settings.data_dir).absolute()), "listen": ",".join(listen)}
     for spec in core_table().specs:
         value = getattr(config.settings, spec.name)
         if spec.name in ("data_dir", "listen") or spec.secret or value is None:
@@ -273,7 +278,7 @@ def _options(config: Config, listen: list[str], explicit: bool) -> list[str]:
             continue
         if _given(config, spec.name):
             encoded = spec.kind.encode(value)
-            options.append(f"{spec.option}={','.join(encoded) if isinstance(encoded, list) else encoded}")
+            options[spec.name] = ",".join(encoded) if isinstance(encoded, list) else str(encoded)
     return options
 
 
