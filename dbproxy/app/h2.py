@@ -52,16 +52,19 @@ class H2Server:
             max_fields=settings.max_head_fields,
         )
 
-    async def run(self) -> None:
-        """Serve the connection until it ends."""
+    async def run(self, running: set[H2Server]) -> None:
+        """Serve the connection until it ends; it stands in ``running`` for so long."""
         proxy, client, mux = self._proxy, self._client, self.mux
         proxy.counters.h2_connections_total += 1
+        proxy.watch.remove(client.stream.sock.fileno())  # its reader notices by itself
+        running.add(self)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._until_drain)
                 await mux.run(self._stream)
                 nursery.cancel_scope.cancel()
         finally:
+            running.discard(self)
             client.idle = None
             if mux.failure:
                 proxy.counters.protocol_errors_total += 1

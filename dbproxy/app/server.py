@@ -33,6 +33,7 @@ from dbproxy.wire.sniff import ClientHello, Sniff, client_hello, sniff
 from dbproxy.wire.target import Authority, Form, parse_authority, parse_target
 
 if TYPE_CHECKING:
+    from dbproxy.app.h2 import H2Server
     from dbproxy.app.pipeline import Pipeline
     from dbproxy.app.proxy import Proxy
     from dbproxy.exchange import LocalResponse, RequestHead
@@ -56,6 +57,7 @@ class Server:
         self.pipeline = pipeline
         self.own = OwnEndpoints(proxy, pipeline)
         self.connections: set[ClientConnection] = set()
+        self.h2: set[H2Server] = set()
         self._nursery = nursery
         self._numbers = 0
         self._most = proxy.connection_limit()
@@ -236,8 +238,7 @@ class Server:
         """The requests of a client that speaks HTTP/2; each stream is a client of its own."""
         from dbproxy.app.h2 import H2Server  # most proxies never meet such a client
 
-        self.proxy.watch.remove(client.stream.sock.fileno())
-        await H2Server(self.proxy, client, self._request, self._crashed).run()
+        await H2Server(self.proxy, client, self._request, self._crashed).run(self.h2)
 
     async def _request(self, client: ClientConnection, head: RequestHead) -> bool:
         """Find out what a request is for; whether the connection can carry another one."""

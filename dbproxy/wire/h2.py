@@ -104,6 +104,7 @@ class Wire:
         self.last_accepted = _LAST_STREAM  # our GOAWAY: streams above this are refused
         self._gate = FrameGate(preface=not client, max_block=max_head)
         self._extra = bytearray()
+        self._violation: H2Violation | None = None
         self._conn = H2Connection(
             H2Configuration(
                 client_side=client,
@@ -140,23 +141,30 @@ class Wire:
 
     def step(self, now: float) -> list[Event] | None:
         """The events of the next few frames; None when there is no whole frame left. Raises H2Violation."""
+        if self._violation is not None:
+            raise self._violation
         try:
             helping = self._gate.take(now)
         except H2Violation as error:
             self.goaway(error.code)
+            self._violation = error
             raise
         if helping is None:
             return None
         events: list[Event] = []
-        if helping.data:
+        for whole in helping.frames:
             try:
-                for event in self._conn.receive_data(helping.data):
+                # One at a time: h2 forgets the events before the frame that it refuses.
+                for event in self._conn.receive_data(whole):
                     self._translate(event, events)
-            except ProtocolError as error:
-                raise H2Violation(f"HTTP/2: {_why(error)}", int(error.error_code)) from None
             except H2Error as error:
-                self.goaway(Code.PROTOCOL_ERROR)
-                raise H2Violation(f"HTTP/2: {_why(error)}", Code.PROTOCOL_ERROR) from None
+                if not isinstance(error, ProtocolError):
+                    self.goaway(Code.PROTOCOL_ERROR)
+                code = int(error.error_code) if isinstance(error, ProtocolError) else Code.PROTOCOL_ERROR
+                self._violation = H2Violation(f"HTTP/2: {_why(error)}", code)
+                if not events:
+                    raise self._violation from None
+                return events
         if helping.goaway is not None:
             self.draining = True
             events.append(GoneAway(helping.goaway, Code.NO_ERROR))
@@ -269,8 +277,9 @@ class Wire:
     # ---- for tests and health
 
     def windows(self) -> tuple[int, int]:
-        """What the peer may still send on the connection, and what we may."""
-        return self._conn.inbound_flow_control_window, self._conn.outbound_flow_control_window
+        """What the peer may still send on the connection, told to it or about to be, and what we may."""
+        inbound = self._conn._inbound_flow_control_window_manager
+        return inbound.current_window_size + inbound._bytes_processed, self._conn.outbound_flow_control_window
 
     def open_streams(self) -> int:
         """Streams that are not closed, both sides' together."""

@@ -98,9 +98,9 @@ class Allowance:
 
 @dataclass(frozen=True, slots=True)
 class Helping:
-    """Bytes of whole frames; after them a graceful GOAWAY that was held back, as the last stream it speaks of."""
+    """Whole frames; after them a graceful GOAWAY that was held back, as the last stream it speaks of."""
 
-    data: bytes
+    frames: list[bytes]
     goaway: int | None = None
 
 
@@ -136,10 +136,12 @@ class FrameGate:
         """The next frames, or None while none is complete. Raises H2Violation."""
         buffer, size = self._buffer, len(self._buffer)
         start = at = self._at
+        frames = []
         if self._preface:
             at = self._take_preface(at, size)
             if self._preface:
                 return None
+            frames.append(H2_PREFACE)
         for _ in range(HELPING):
             if size - at < 9:
                 break
@@ -161,12 +163,13 @@ class FrameGate:
             self._judged = False
             if kind == Type.GOAWAY and self._is_graceful(at, length):
                 self._at = end
-                return Helping(bytes(buffer[start:at]), int.from_bytes(buffer[at + 9 : at + 13], "big") & 0x7FFFFFFF)
+                return Helping(frames, int.from_bytes(buffer[at + 9 : at + 13], "big") & 0x7FFFFFFF)
+            frames.append(bytes(buffer[at:end]))
             at = end
         if at == start:
             return None
         self._at = at
-        return Helping(bytes(buffer[start:at]))
+        return Helping(frames)
 
     def _take_preface(self, at: int, size: int) -> int:
         end = min(size, at + self._preface)
