@@ -26,7 +26,6 @@ from dbproxy.proc import child, handover
 from dbproxy.proc.env import daemon_environment
 from dbproxy.proc.listen import same_addresses
 from dbproxy.state import DaemonState, http_get, is_alive, load, probe, split_address, start_lock
-from dbproxy.wire.target import normalise_host
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -298,6 +297,8 @@ def _hands_over(config: Config, state: DaemonState, listen: tuple[str, ...] | No
 
 
 def _normalised(names: Iterable[str]) -> set[str]:
+    from dbproxy.wire.target import normalise_host
+
     return {normalise_host(name) for name in names}
 
 

@@ -375,9 +375,9 @@ class Supervisor:
         self._crashes = [when for when in self._crashes if now - when < self._window] + [now]
         if worker.ready:
             self._refusals = 0
-        else:
+        elif code == 1 or self._degraded:
             self._refusals += 1
-            if code == 1 and not self._was_ready and not self._plan.get("patient"):
+            if not self._was_ready and not self._plan.get("patient"):
                 self._exit = 1  # it said why: nothing that another attempt would change
                 return
         if self._degraded:
@@ -387,7 +387,7 @@ class Supervisor:
                 return
         elif len(self._crashes) >= self._limit or self._refusals >= _FAILED_STARTS:
             self._set_degraded(f"{len(self._crashes)} crashes within {self._window:.0f} s, last: {self._last_end}", now)
-            self._fast = 0
+            self._refusals = 0
         self._fast = self._fast + 1 if now - worker.started < _FAST else 0
         self._spawn_at = now if self._fast <= 1 else now + min(_MAX_BACKOFF, 0.05 * 2.0**self._fast)
 
