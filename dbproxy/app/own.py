@@ -11,6 +11,8 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+import trio
+
 from dbproxy import __version__
 from dbproxy.app import guard, respond
 from dbproxy.app.counters import samples
@@ -116,6 +118,7 @@ class OwnEndpoints:
             ("sessions", "Client sessions seen within their time to live.", len(proxy.sessions)),
             ("pool_idle_connections", "Idle upstream connections.", proxy.egresses.idle_connections()),
             ("journal_dropped", "Log events lost.", proxy.journal.dropped),
+            ("tasks", "Tasks of the event loop.", trio.lowlevel.current_statistics().tasks_living),
         ]
         found = samples(proxy.counters)
         found += [Sample(f"dbproxy_{name}", value, kind="gauge", help=text) for name, text, value in gauges]
