@@ -151,7 +151,7 @@ class Proxy:
         target = upstream.prefix + request.target if request.target.startswith(b"/") else request.target
         if exchange.via is Via.BASE_URL or exchange.host != upstream.host:
             fields = fields.replaced(b"Host", upstream.authority)
-        return origin, replace(request, target=target, fields=fields)
+        return origin, RequestHead(request.method, target, request.version, fields)
 
     @staticmethod
     def _absolute_host(exchange: Exchange, fields: Fields) -> Fields:
