@@ -122,9 +122,7 @@ class Load:
     def request(text, *, stream=True, pad=0, chunked=False):
         body = BODY % (b"true" if stream else b"false", text.encode() + b"x" * pad)
         head = f"POST /v1/messages?beta=true HTTP/1.1\r\nHost: {HOST}\r\nx-api-key: k\r\n"
-        head += (
-            f"anthropic-version: 2023-06-01\r\nx-claude-code-session-id: session-{random.randrange(50):08d}\r\n{extra}"
-        )
+        head += f"anthropic-version: 2023-06-01\r\nx-claude-code-session-id: session-{random.randrange(50):08d}\r\n"
         if chunked:
             half = len(body) // 2
             framed = b"%x\r\n%b\r\n%x\r\n%b\r\n0\r\n\r\n" % (half, body[:half], len(body) - half, body[half:])
