@@ -1,6 +1,6 @@
 """The taps of all answers: what plugins may see of a stream without standing in its way.
 
-The relay appends what it has written to a bounded queue, and one task for the whole process wakes some 100 times a
+The relay appends what it has written to a bounded queue, and one task for the whole process wakes some 50 times a
 second, decodes, splits and shows the events to the taps in short slices (a wake-up for each event would cost ten times
 as much as the event).
 
@@ -196,7 +196,7 @@ class TapHub:
         self,
         calls: Calls,
         *,
-        interval: float = 0.01,
+        interval: float = 0.02,
         slice_seconds: float = 0.0005,
         async_deadline: float = RULES[Kind.TAP].deadline or 5.0,
         feed_limit: int = 8 * MIB,
