@@ -29,16 +29,28 @@ clients:
     @"{{ python }}" tests/realclient/clients.py
 
 # everything but the soak: lint, then all tests
-test *ARGS: lint clients
+test *ARGS: lint clients freeze
     "{{ python }}" -m pytest -m "not soak" "$@"
 
-# without the real clients and the minutes of load
+# without the real clients, the executable and the minutes of load
 test-fast *ARGS:
-    "{{ python }}" -m pytest -m "not soak and not realclient" "$@"
+    "{{ python }}" -m pytest -m "not soak and not realclient and not frozen" "$@"
 
 # only the real Claude Code, in its loopback-only namespace
 realclient *ARGS: clients
     "{{ python }}" -m pytest -m realclient "$@"
+
+# build the executable into dist/: a folder, the same as .tar.gz, and one file (nothing twice: kept in .cache/frozen)
+freeze *ARGS:
+    @"{{ python }}" packaging/freeze.py "$@"
+
+# only the executable: builds it, then selftest, demo, a bare machine, the real client and more
+frozen *ARGS: clients freeze
+    "{{ python }}" -m pytest -m frozen "$@"
+
+# one request through the real proxy, and the versions of everything inside
+selftest *ARGS:
+    "{{ python }}" -m dbproxy selftest "$@"
 
 # an hour's load squeezed into minutes
 soak *ARGS:
@@ -58,7 +70,7 @@ docs:
     "{{ python }}" -m dbproxy.cli.help > docs/cli.md
     "{{ python }}" -m dbproxy.hooks.document docs/hooks.md
 
-# renew both locks from pyproject.toml
+# renew the locks from pyproject.toml
 locks *ARGS:
     "{{ python }}" packaging/locks.py "$@"
 

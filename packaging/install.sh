@@ -116,7 +116,7 @@ place() {
     trap 'exit 143' TERM
     mkdir "$work"
     "$2" || fail "cannot write it to $apps. Is the disk full?"
-    version=$("$work/$build/dbproxy" --version 2>&1) || fail "it does not run here: $version"
+    version=$("$work/$build/dbproxy" --version 2>&1) || fail "it does not run here: ${version#*: }"
     rm -rf "${apps:?}/$build"
     mv "$work/$build" "$apps/"
 }

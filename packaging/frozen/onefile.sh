@@ -58,7 +58,7 @@ _dbp_unpack() (
     esac
     [ "$result" -eq 0 ] && [ ! -s "$work/status" ] || stop "cannot unpack into $_dbp_apps (${wrong##*: }). $room"
     # Not the right machine, too old a system library, a folder from which nothing may be executed: said here and now.
-    wrong=$("$work/$_dbp_build/dbproxy" --version 2>&1) || stop "the unpacked program does not run here (${wrong##*: })"
+    wrong=$("$work/$_dbp_build/dbproxy" --version 2>&1) || stop "the unpacked program does not run here: ${wrong#*: }"
     # Renaming a folder onto one that is not empty fails, so that of two starts at once exactly one succeeds; a target
     # that is not whole makes way first.
     [ ! -d "$_dbp_home" ] || _dbp_usable || mv "$_dbp_home" "$work/broken" 2>/dev/null

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "realclient"))
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(ROOT / "tests" / "realclient")]
 
 
 def load_freeze():
@@ -42,7 +42,13 @@ class Built:
 @pytest.fixture(scope="session")
 def built() -> Built:
     """The finished build; one of these very sources is used again."""
-    made = load_freeze().build()
+    freeze = load_freeze()
+    try:
+        made = freeze.build()
+    except freeze.NoPackages:
+        if not freeze.is_offline():
+            raise
+        pytest.skip("without network the packages that build the executable cannot be had")
     archive = next(made.glob("dbproxy-*.tar.gz"))
     return Built(made / "dbproxy", archive.with_name(archive.name.removesuffix(".tar.gz")), archive)
 

@@ -70,7 +70,8 @@ def libraries(program: Path) -> set[Path]:
 
 
 def make_root(root: Path, *programs: Path) -> None:
-    """An empty system around the C library: tools, their libraries and those of ``programs`` (which are not copied)."""
+    """An empty system around the C library: tools and their libraries, and what ``programs`` (which are not copied) may
+    expect of any system: the C library's parts, and zlib, which PyInstaller's loader is linked to."""
     for name in ("bin", "etc", "tmp", "root", "usr/bin", "var/tmp"):
         (root / name).mkdir(parents=True, exist_ok=True)
     needed: set[Path] = set()
@@ -81,7 +82,7 @@ def make_root(root: Path, *programs: Path) -> None:
         needed |= libraries(Path(found))
     for program in programs:
         needed |= {
-            path for path in libraries(program) if re.match(r"(ld-|lib(c|m|dl|rt|pthread|util|resolv)\.)", path.name)
+            path for path in libraries(program) if re.match(r"(ld-|lib(c|m|dl|rt|pthread|util|resolv|z)\.)", path.name)
         }
     for path in needed:
         target = root / path.relative_to("/")
