@@ -8,6 +8,7 @@ the connection is not used again.
 from __future__ import annotations
 
 import math
+import socket
 from typing import TYPE_CHECKING
 
 import trio
@@ -35,6 +36,7 @@ class ClientConnection:
 
     __slots__ = (
         "buffer",
+        "fresh",
         "gone",
         "head_limit",
         "host",
@@ -76,6 +78,7 @@ class ClientConnection:
         self.buffer = h1.HeadBuffer(head_limit)
         self.gone = False
         self.requests = 0
+        self.fresh = True  # connected or granted a tunnel, and not yet asked for anything
         self.under_way: trio.CancelScope | None = None
 
     def hung_up(self) -> None:
@@ -83,6 +86,18 @@ class ClientConnection:
         self.gone = True
         if self.under_way is not None:
             self.under_way.cancel()
+
+    def is_about_to_ask(self) -> bool:
+        """Whether a request can be expected: part of one is here, or the client has only just come.
+
+        To close on such a client loses its request; on one that has been served it is what clients are prepared for.
+        """
+        if self.fresh or len(self.buffer):
+            return True
+        try:
+            return bool(self.stream.sock.recv(1, socket.MSG_PEEK))
+        except OSError:  # nothing there, or nobody
+            return False
 
     async def read_head(self, *, idle_timeout: float, head_timeout: float) -> RequestHead | None:
         """The next request head; None when the client ended or idled away between two requests.
@@ -105,6 +120,7 @@ class ClientConnection:
             if raw is None:
                 return None
         self.requests += 1
+        self.fresh = False
         return h1.parse_request_head(raw, max_fields=self.max_fields)
 
     async def _first_of_head(self, idle_timeout: float) -> bytes:

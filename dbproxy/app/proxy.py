@@ -83,6 +83,7 @@ class Proxy:
     listening: list[tuple[str, int]] = field(default_factory=list)
     started: float = field(default_factory=time.time)
     draining: bool = False
+    closing: bool = False  # draining, and who has not begun to speak by now is not waited for
     degraded: str = ""  # why nothing is intercepted after repeated crashes; "" = all is well
     file_limit: int = 0  # open files that this process may have; 0 = unknown
     intercepted: frozenset[str] = frozenset()

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 _FILES = 65536  # open files that we ask for; macOS starts a process with 256
 CERTIFICATE_VARIABLES = ("NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE")
+_FRESH = 1.0  # seconds for a client that connected just before the end to say what it wants
 _LAST_WORDS = 5.0  # seconds for taps, observers and the log when everything else has ended
 
 
@@ -276,9 +277,16 @@ async def _drain(proxy: Proxy, server: Server) -> None:
     """Close what is idle, let the rest finish, and end what is left after ``drain_timeout``."""
     proxy.draining = True
     for client in list(server.connections):
-        if client.idle is not None:
+        if client.idle is not None and not client.is_about_to_ask():
             client.idle.cancel()
     with trio.move_on_after(proxy.settings.drain_timeout):
+        with trio.move_on_after(_FRESH):
+            await server.wait_empty()
+            return
+        proxy.closing = True
+        for client in list(server.connections):
+            if client.idle is not None:
+                client.idle.cancel()
         await server.wait_empty()
 
 

@@ -189,7 +189,7 @@ class Server:
         seen = b""
         kind = Sniff.NEED_MORE
         with trio.move_on_after(seconds) as client.idle:
-            if self.proxy.draining:
+            if self.proxy.closing:
                 raise ClientGone("told to stop before its first byte")
             while kind is Sniff.NEED_MORE:
                 data = await client.stream.receive()
@@ -211,7 +211,7 @@ class Server:
         while True:
             try:
                 with trio.CancelScope() as client.idle:
-                    if self.proxy.draining:
+                    if self.proxy.closing or (self.proxy.draining and not client.fresh):
                         return
                     head = await client.read_head(
                         idle_timeout=settings.client_idle_timeout, head_timeout=settings.head_timeout
@@ -238,6 +238,7 @@ class Server:
         """The requests of a client that speaks HTTP/2; each stream is a client of its own."""
         from dbproxy.app.h2 import H2Server  # most proxies never meet such a client
 
+        client.fresh = False  # it is told in good order to go, and loses nothing
         await H2Server(self.proxy, client, self._request, self._crashed).run(self.h2)
 
     async def _request(self, client: ClientConnection, head: RequestHead) -> bool:
@@ -420,6 +421,7 @@ class Server:
         proxy.watch.remove(client.stream.sock.fileno())
         client.stream.unread(client.buffer.rest())
         client.via, client.host, client.port = Via.TUNNEL, authority.host, authority.port
+        client.fresh = True
         proxy.journal.emit("connect_redirect", host=authority.host, port=authority.port, scope=_scope_id(client))
         seen, kind = await self._sniff(client, proxy.settings.client_idle_timeout)
         if kind in (Sniff.HTTP, Sniff.H2_PREFACE):
@@ -496,7 +498,7 @@ class Server:
         first = b""
         try:
             with trio.move_on_after(proxy.settings.client_idle_timeout) as client.idle:
-                if not proxy.draining:
+                if not proxy.closing:
                     first = await stream.receive()
         except ConnectionBroken:
             pass
@@ -504,7 +506,7 @@ class Server:
             proxy.rejections.worked(_scope_id(client), name, kind)
             stream.unread(first)
             await (self._h2(client) if h2 else self._requests(client))
-        elif not proxy.draining and trio.current_time() - began < _SILENT_REJECTION:
+        elif not proxy.closing and trio.current_time() - began < _SILENT_REJECTION:
             # With TLS 1.2 a client checks the certificate when we are done already, and just leaves.
             self._rejected(client, name, kind, "it left without a request after the handshake")
 

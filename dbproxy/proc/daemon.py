@@ -220,6 +220,8 @@ def _start(
     paths = Paths(config.settings.data_dir)
     paths.create()
     wanted = tuple(map(str, config.settings.listen)) if listen is None else listen
+    # The predecessor's list names its dashboard's listener too, which has a setting of its own.
+    wanted = tuple(address for address in wanted if split_address(address)[1] != config.settings.dashboard_port)
     bound: list[str] = []
     taken: list[str] = []
     for address in wanted:
