@@ -85,6 +85,8 @@ class OwnEndpoints:
             problems["journal"] = proxy.journal.degraded
         if proxy.degraded:
             problems["worker"] = f"every host is tunnelled blindly after {proxy.degraded}"
+        if proxy.alone:
+            problems["supervisor"] = "it was killed, so nobody replaces this worker if it fails"
         facts: dict[str, object] = {
             "status": "degraded" if problems else "ok",
             "conversations": len(proxy.sessions),

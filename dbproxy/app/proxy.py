@@ -85,6 +85,7 @@ class Proxy:
     draining: bool = False
     closing: bool = False  # draining, and who has not begun to speak by now is not waited for
     degraded: str = ""  # why nothing is intercepted after repeated crashes; "" = all is well
+    alone: bool = False  # our supervisor died: we serve, and nobody would replace us
     file_limit: int = 0  # open files that this process may have; 0 = unknown
     intercepted: frozenset[str] = frozenset()
     upstream: Upstream = field(init=False)

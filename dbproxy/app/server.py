@@ -346,10 +346,8 @@ class Server:
 
     async def _policy(self, client: ClientConnection, authority: Authority) -> str:
         proxy = self.proxy
-        if proxy.degraded:
-            return "pass"
-        decision: str | None = None
-        if proxy.dispatch.has("tunnel_policy") and not proxy.passthrough_for(client.scope):
+        decision = "pass" if proxy.degraded else None
+        if not decision and proxy.dispatch.has("tunnel_policy") and not proxy.passthrough_for(client.scope):
             facts = ConnectionFacts(client.id, client.peer, client.loopback, client.scope.id if client.scope else None)
             decision = await proxy.dispatch.decide(
                 "tunnel_policy", connection=facts, host=authority.host, port=authority.port

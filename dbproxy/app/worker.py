@@ -109,7 +109,7 @@ class _Worker:
             self._running = running
             settle()
             if self._orphan:
-                self._inherit_record()
+                self._inherit()
             if self._after:
                 running.proxy.journal.emit(
                     "worker_replaced", level="error", pid=os.getpid(), reason=self._after, version=__version__
@@ -150,16 +150,19 @@ class _Worker:
             self._at_once.cancel()  # nobody counts on us yet: a start that was given up
             return
         with trio.open_signal_receiver(*_SIGNALS) as signals:
-            if not self._stop.is_set() and self._running is not None:
-                self._inherit_record()
-                self._running.proxy.journal.emit("supervisor_lost", level="error", pid=os.getpid())
+            if not self._stop.is_set():
+                self._inherit()
             async for _ in signals:
                 if self._stop.is_set():
                     self._at_once.cancel()
                 self._forget_record()
                 self._stop.set()
 
-    def _inherit_record(self) -> None:
+    def _inherit(self) -> None:
+        if self._running is None:
+            return
+        self._running.proxy.alone = True
+        self._running.proxy.journal.emit("supervisor_lost", level="error", pid=os.getpid())
         path = Paths(self._config.settings.data_dir).daemon_state
         state = load(path)
         if state is not None and state.instance == self._instance:

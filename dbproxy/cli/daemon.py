@@ -114,6 +114,9 @@ def _status(args: argparse.Namespace) -> int:
     for name in ("conversations", "passthrough"):
         if name in health.body:
             print(f"  {name:<13} {json.dumps(health.body[name])}")
+    problems = health.body.get("problems")
+    for name, reason in problems.items() if isinstance(problems, dict) else ():
+        print(f"  {'DEGRADED':<13} {name}: {reason}")
     return 0
 
 

@@ -135,6 +135,16 @@ def _disk(situation: Situation) -> Iterator[Finding]:
     yield Finding("disk", level, f"{free / 1e9:.1f} GB free for {folder}", why, advice)
 
 
+#: For problems that the proxy tells of itself: why they matter, and what to do.
+_REMEDIES = {
+    "worker": (
+        "agents work, but nothing is seen or helped until the normal worker runs again; that is tried by itself",
+        "`dbproxy logs` shows what crashed; DBPROXY_PLUGINS_DISABLED leaves a plugin out",
+    ),
+    "supervisor": ("traffic goes on", "`dbproxy restart` puts a new one in its place without losing a stream"),
+}
+
+
 def _proxy(situation: Situation) -> Iterator[Finding]:
     state, health = situation.state, situation.health
     wanted = str(situation.config.settings.listen[0])
@@ -151,7 +161,7 @@ def _proxy(situation: Situation) -> Iterator[Finding]:
         for line in daemon.differences(situation.config, state):
             yield Finding("proxy", "warn", line, "process-wide settings hold for every client of the proxy")
         for name, reason in _mapping(health.body.get("problems")).items():
-            yield Finding("proxy", "warn", f"{name}: {reason}", "the proxy goes on without it")
+            yield Finding("proxy", "warn", f"{name}: {reason}", *_REMEDIES.get(name, ("the proxy goes on without it",)))
         return
     if state is not None and is_alive(state.pid, state.pid_identity):
         yield Finding(

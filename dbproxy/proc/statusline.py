@@ -50,6 +50,7 @@ if [ -n "$session" ] && [ -r "$run/status/$session" ] && [ -n "$pid" ] && kill -
       '' | 0 | *[!0-9]*) ;;
       *) [ "$tokens" -ge 1000 ] && mark="$mark $((tokens / 1000))k" ;;
     esac
+    [ -e "$run/degraded" ] && mark='◈ dbproxy DEGRADED'
   fi
 fi
 if [ -n "$before" ]; then

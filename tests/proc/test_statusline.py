@@ -56,6 +56,12 @@ def test_c22_nothing_is_shown_for_a_session_that_was_not_seen(line):
     assert line("not json", "ON IDLE\n") == ""
 
 
+def test_a_proxy_that_tunnels_blindly_after_crashes_says_so(line, tmp_path):
+    (tmp_path / "a 'run' folder" / "degraded").write_text("5 crashes\n")
+    assert line(SEEN, "ON IDLE 0\n") == "\x1b[1;38;5;48m◈ dbproxy DEGRADED\x1b[0m\n"
+    assert line('{"session_id": "other"}', "ON IDLE\n") == ""
+
+
 def test_on_is_shown_for_a_session_that_was_seen(line):
     assert line(SEEN, "ON IDLE 0\n") == "\x1b[1;38;5;48m◈ dbproxy ON\x1b[0m\n"
     assert line('{\n "session_id" : "abc-1"\n}', "ON IDLE") == "\x1b[1;38;5;48m◈ dbproxy ON\x1b[0m\n"
