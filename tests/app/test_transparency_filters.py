@@ -53,12 +53,12 @@ async def test_events_are_dropped_changed_and_added(rig, version, framing):
         if event.name == b"ping":
             return b""
         if event.name == b"message_start":
-            return [event.raw, encode_event("hello", b'{"type": "hello"}')]
+            return [event.raw, encode_event(b"hello", b'{"type": "hello"}')]
         if event.name == b"content_block_delta":
             return event.raw.replace(b"word", b"WORD")
         return None
 
-    plugin = Filter(feed, tail=encode_event("bye", b'{"type": "bye"}'))
+    plugin = Filter(feed, tail=encode_event(b"bye", b'{"type": "bye"}'))
     script = say("word " * 20, framing=framing, first_byte_delay=0.2, ping_every=0.05)
     async with rig(script, plugins=(("filter", plugin),)) as r:
         answer = await asked(r, version=version)
@@ -67,7 +67,7 @@ async def test_events_are_dropped_changed_and_added(rig, version, framing):
         assert b"event: ping" in sent
         assert b"event: ping" not in answer.body
         assert answer.body.count(b"event: hello") == 1
-        assert answer.body.endswith(encode_event("bye", b'{"type": "bye"}'))
+        assert answer.body.endswith(encode_event(b"bye", b'{"type": "bye"}'))
         assert answer.body.count(b"WORD") == sent.count(b"word")
         assert b"word" not in answer.body
 
