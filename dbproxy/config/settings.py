@@ -219,7 +219,9 @@ class Settings:
         help="TLS handshakes at once; more of them wait, so that running streams are not delayed.",
     )
     max_connections: int = setting(
-        values.integer(16, 1_000_000), 4096, help="Client connections at once; further ones get status 529. Fewer where few files may be open."
+        values.integer(16, 1_000_000),
+        4096,
+        help="Client connections at once; further ones get status 529. Fewer where few files may be open.",
     )
     max_head_bytes: int = setting(
         values.integer(16_384, 16_777_216, "bytes"), 262_144, help="The largest request or response head."
