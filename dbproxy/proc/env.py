@@ -13,6 +13,8 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from dbproxy.proc.frozen import without_pyinstaller as without_pyinstaller
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -38,7 +40,6 @@ BUNDLE_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 MARKS = ("DBPROXY_ACTIVE", "DBPROXY_URL")
 """What tells a child that it runs through us."""
-_LOADER = ("_PYI_", "_MEIPASS", "PYINSTALLER_RESET_ENVIRONMENT")
 _WALL_OFFSET = 33_000
 _LARGE_WINDOW = 1_000_000
 
@@ -227,26 +228,6 @@ def _in_network(entry: str, host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")) in ipaddress.ip_network(entry, strict=False)
     except ValueError:
         return False
-
-
-def without_pyinstaller(base: Mapping[str, str]) -> dict[str, str]:
-    """``base`` without what a PyInstaller executable put there for itself.
-
-    Its loader replaces the library path (keeping the old one in ``NAME_ORIG``) and passes private variables to child
-    processes; a foreign program that inherits them may load our libraries or refuse to start (PyInstaller manual,
-    "LD_LIBRARY_PATH considerations"). Without any of those variables there is nothing to undo: a library path is then
-    the user's own.
-    """
-    if not any(name.startswith(_LOADER) for name in base):
-        return dict(base)
-    env = {name: value for name, value in base.items() if not name.startswith(_LOADER)}
-    for name in ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LIBPATH"):
-        original = env.pop(f"{name}_ORIG", None)
-        if original is not None:
-            env[name] = original
-        elif name in env:
-            del env[name]
-    return env
 
 
 def daemon_environment(base: Mapping[str, str], *, drop: Iterable[str], frozen: bool = False) -> dict[str, str]:

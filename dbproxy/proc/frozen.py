@@ -1,25 +1,21 @@
 """The frozen executable's own housekeeping at start: a clean environment, its folder held, abandoned versions removed.
 
 Owns what PyInstaller's loader leaves behind in a process, and the folders ``dbproxy-app/BUILD`` in which the one-file
-executable and packaging/install.sh keep versions side by side. Must never import anything that a start would feel.
+executable and packaging/install.sh keep versions side by side. Must never import more than ``os`` and the like, for it
+comes before everything in every process, the supervisor included, which has to stay small.
 Invariants: from here on no child inherits a variable of the loader's; a version that any process runs from is never
 removed, and neither is one that was started within a day; nothing here can fail a start.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dbproxy.proc.env import without_pyinstaller
-
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Mapping, MutableMapping
 
 VERSIONS = "dbproxy-app"
 """The folder that holds one folder for each version, named like the build."""
@@ -30,16 +26,43 @@ UNPACKING = ".unpack-"
 KEPT_SECONDS = 86_400.0
 """A version that was started within this time stays, even if no process runs from it now."""
 
+_LOADER = ("_PYI_", "_MEIPASS", "PYINSTALLER_RESET_ENVIRONMENT")
 _held: list[int] = []
 
 
-def start(environ: MutableMapping[str, str] | None = None, folder: Path | None = None) -> None:
-    """Call first in the frozen executable. ``folder`` is the version's own, by default the executable's."""
-    clean(os.environ if environ is None else environ)
-    own = Path(sys.executable).parent if folder is None else folder
+def start() -> None:
+    """Call first in the frozen executable."""
+    clean(os.environ)
+    look_after(os.path.dirname(sys.executable))
+
+
+def look_after(own: str) -> None:
+    """Hold the version in the folder ``own``, and once a day remove those beside it that nobody uses."""
     if hold(own):
-        with contextlib.suppress(OSError):
+        try:
             tidy(own)
+        except OSError:
+            return
+
+
+def without_pyinstaller(base: Mapping[str, str]) -> dict[str, str]:
+    """``base`` without what a PyInstaller executable put there for itself.
+
+    Its loader replaces the library path (keeping the old one in ``NAME_ORIG``) and passes private variables to child
+    processes; a foreign program that inherits them may load our libraries or refuse to start (PyInstaller manual,
+    "LD_LIBRARY_PATH considerations"). Without any of those variables there is nothing to undo: a library path is then
+    the user's own.
+    """
+    if not any(name.startswith(_LOADER) for name in base):
+        return dict(base)
+    env = {name: value for name, value in base.items() if not name.startswith(_LOADER)}
+    for name in ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LIBPATH"):
+        original = env.pop(f"{name}_ORIG", None)
+        if original is not None:
+            env[name] = original
+        elif name in env:
+            del env[name]
+    return env
 
 
 def clean(environ: MutableMapping[str, str]) -> None:
@@ -56,19 +79,21 @@ def clean(environ: MutableMapping[str, str]) -> None:
             environ[name] = value
 
 
-def hold(folder: Path) -> bool:
+def hold(folder: str) -> bool:
     """Keep ``folder`` from being tidied away while this process lives. True if abandoned versions should be looked for,
     which is once a day."""
     try:
         import fcntl
 
-        handle = os.open(folder / MARK, os.O_RDONLY | os.O_CLOEXEC)
+        handle = os.open(os.path.join(folder, MARK), os.O_RDONLY | os.O_CLOEXEC)
     except (ImportError, OSError):
         return False
     _held.append(handle)  # never closed: the lock goes with the process, or with exec
-    with contextlib.suppress(OSError):
+    try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    if folder.parent.name != VERSIONS:
+    except OSError:  # a file system without locks: the day's grace has to do
+        pass
+    if os.path.basename(os.path.dirname(folder)) != VERSIONS:
         return False
     try:
         old = time.time() - os.fstat(handle).st_mtime > KEPT_SECONDS
@@ -79,39 +104,42 @@ def hold(folder: Path) -> bool:
     return old
 
 
-def tidy(own: Path) -> list[str]:
+def tidy(own: str) -> list[str]:
     """Remove the versions beside ``own`` that nobody uses, and what a killed unpacking left; the names are returned."""
+    import shutil
+
     horizon = time.time() - KEPT_SECONDS
+    parent, own_name = os.path.split(own)
     removed = []
-    for entry in list(own.parent.iterdir()):
-        if entry.name == own.name or entry.is_symlink() or not entry.is_dir():
+    for name in sorted(os.listdir(parent)):
+        folder = os.path.join(parent, name)
+        if name == own_name or os.path.islink(folder) or not os.path.isdir(folder):
             continue
-        if entry.name.startswith(UNPACKING):
-            if entry.stat().st_mtime < horizon:
-                shutil.rmtree(entry, ignore_errors=True)
-                removed.append(entry.name)
-        elif _abandoned(entry, horizon):
+        if name.startswith(UNPACKING):
+            if os.stat(folder).st_mtime < horizon:
+                shutil.rmtree(folder, ignore_errors=True)
+                removed.append(name)
+        elif _abandoned(folder, horizon):
             # Renamed first: a start in this very moment finds a whole version or none.
-            away = entry.with_name(f"{UNPACKING}{entry.name}")
+            away = os.path.join(parent, UNPACKING + name)
             try:
-                entry.rename(away)
+                os.rename(folder, away)
             except OSError:
                 continue
             shutil.rmtree(away, ignore_errors=True)
-            removed.append(entry.name)
+            removed.append(name)
     return removed
 
 
-def _abandoned(folder: Path, horizon: float) -> bool:
+def _abandoned(folder: str, horizon: float) -> bool:
     """A complete version of ours that was not started since ``horizon`` and that no process runs from."""
     import fcntl
 
     try:
-        mark = folder / MARK
-        if mark.read_text("ascii").strip() != folder.name or mark.stat().st_mtime > horizon:
-            return False
-        with mark.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with open(os.path.join(folder, MARK), encoding="ascii") as mark:
+            if mark.read().strip() != os.path.basename(folder) or os.fstat(mark.fileno()).st_mtime > horizon:
+                return False
+            fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (OSError, ValueError):
         return False
     return True

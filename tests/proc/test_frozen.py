@@ -55,19 +55,19 @@ DAY = frozen.KEPT_SECONDS
 
 def test_the_first_start_of_a_day_looks_for_abandoned_versions(apps):
     own = version(apps, "2-a", 10 * DAY)
-    assert frozen.hold(own) is True
-    assert frozen.hold(own) is False
+    assert frozen.hold(str(own)) is True
+    assert frozen.hold(str(own)) is False
 
 
 def test_elsewhere_nothing_is_looked_for(tmp_path):
     own = version(tmp_path / "anywhere", "2-a", 10 * DAY)
-    assert frozen.hold(own) is False
+    assert frozen.hold(str(own)) is False
     assert time.time() - (own / frozen.MARK).stat().st_mtime > DAY
 
 
 def test_without_a_mark_there_is_nothing_to_hold(apps):
     apps.mkdir()
-    assert frozen.hold(apps) is False
+    assert frozen.hold(str(apps)) is False
 
 
 def test_only_what_is_ours_old_and_unused_goes(apps):
@@ -75,14 +75,14 @@ def test_only_what_is_ours_old_and_unused_goes(apps):
     version(apps, "1-a", 2 * DAY)
     version(apps, "1-b", DAY / 2)
     held = version(apps, "1-c", 2 * DAY)
-    frozen.hold(held)  # touches the mark, too
+    frozen.hold(str(held))  # touches the mark, too
     os.utime(held / frozen.MARK, (1, 1))
     renamed = version(apps, "1-d", 2 * DAY)
     renamed.rename(apps / "somebody's copy")
     (apps / "unmarked").mkdir()
     (apps / "file").touch()
     (apps / "link").symlink_to(own)
-    assert frozen.tidy(own) == ["1-a"]
+    assert frozen.tidy(str(own)) == ["1-a"]
     assert sorted(path.name for path in apps.iterdir()) == [
         "1-b",
         "1-c",
@@ -98,5 +98,5 @@ def test_a_start_survives_any_trouble(tmp_path, apps):
     own = version(apps, "2-a", 10 * DAY)
     (apps / "1-a").mkdir()
     (apps / "1-a" / frozen.MARK).mkdir()  # no file
-    frozen.start({}, own)
-    frozen.start({}, tmp_path / "nowhere")
+    frozen.look_after(str(own))
+    frozen.look_after(str(tmp_path / "nowhere"))
