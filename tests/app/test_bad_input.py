@@ -161,13 +161,13 @@ async def test_random_bytes_in_the_place_of_everything(rig):
     [
         b"/\x00",
         b"/a\x00b",
-        b"/caf\xc3\xa9",
+        b"/r\xc3\xa9",
         b"/\xff",
         b"/a\tb",
         b"/\x7f",
         b"/\x01",
         b"http://a\x00b/",
-        b"http://caf\xe9.example/",
+        b"http://r\xe9.example/",
         b"http://user:pass@example.com/",
         b"http:///x",
         b"http://[::1/x",
@@ -190,7 +190,7 @@ async def test_nul_and_non_ascii_in_targets(rig, target):
 @pytest.mark.parametrize(
     "target",
     [b"", b":443", b"host", b"host:", b"host:0x50", b"host:-1", b"host:65536", b"a\x00b:443", b"u:p@host:443",
-     b"[::1:443", b"[::1]443", b"caf\xc3\xa9:443", b"-bad-:443", b"..:443", b"a" * 300 + b":443", b"a:443:443",
+     b"[::1:443", b"[::1]443", b"r\xc3\xa9:443", b"-bad-:443", b"..:443", b"a" * 300 + b":443", b"a:443:443",
      b"http://host:443/", b"*"],
 )  # fmt: skip
 async def test_connect_targets_that_make_no_sense(rig, target):

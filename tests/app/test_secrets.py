@@ -101,7 +101,7 @@ async def exchange(stream, data, *, until_end=False):
 BROKEN = [
     request().replace(b"x-api-key: ", b"x-api-key : "),
     request().replace(b"x-api-key: sk", b"x-api-key: \x00sk"),
-    request().replace(b"Cookie", b"Coo\x01kie"),
+    request().replace(b"Cookie", b"Cookie\x01"),
     request("/v1/messages\x00MARKpath"),
     request("/v1/messages?k=MARK \x7f"),
     request("http://user:MARKuserinfo@example.com/"),
