@@ -72,7 +72,7 @@ def libraries(program: Path) -> set[Path]:
 def make_root(root: Path, *programs: Path) -> None:
     """An empty system around the C library: tools and their libraries, and what ``programs`` (which are not copied) may
     expect of any system: the C library's parts, and zlib, which PyInstaller's loader is linked to."""
-    for name in ("bin", "etc", "tmp", "root", "usr/bin", "var/tmp"):
+    for name in ("bin", "etc", "tmp", "home/me", "usr/bin", "var/tmp"):
         (root / name).mkdir(parents=True, exist_ok=True)
     needed: set[Path] = set()
     for tool in TOOLS:
@@ -90,7 +90,7 @@ def make_root(root: Path, *programs: Path) -> None:
         shutil.copy(path.resolve(), target)
     for tool in TOOLS:
         os.link(root / "usr" / "bin" / tool, root / "bin" / tool)
-    (root / "etc" / "passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
+    (root / "etc" / "passwd").write_text("root:x:0:0:root:/home/me:/bin/sh\n")
     (root / "etc" / "hosts").write_text("127.0.0.1 localhost\n")
     (root / "etc" / "nsswitch.conf").write_text("hosts: files dns\n")
     (root / "etc" / "resolv.conf").write_text("nameserver 127.0.0.1\n")

@@ -34,7 +34,7 @@ def there(bare, place, start):
     """Runs a command on the bare machine."""
 
     def run(*command, **variables):
-        given = {"HOME": "/root", "PATH": "/usr/bin:/bin", "DBPROXY_LISTEN": "127.0.0.1:0"} | variables
+        given = {"HOME": "/home/me", "PATH": "/usr/bin:/bin", "DBPROXY_LISTEN": "127.0.0.1:0"} | variables
         return start(*place, "--root", bare, "--", *command, timeout=120, **given)
 
     return run
@@ -69,10 +69,10 @@ def test_install_and_uninstall(bare, there, built):
     shutil.copy(built.folder / "install.sh", installer)
     done = there("sh", "/install.sh", PROGRAM if built_is_single(bare) else str(Path(PROGRAM).parent))
     assert done.returncode == 0, done
-    assert there("sh", "-c", "dbproxy --version", PATH="/root/.local/bin:/usr/bin:/bin").returncode == 0
+    assert there("sh", "-c", "dbproxy --version", PATH="/home/me/.local/bin:/usr/bin:/bin").returncode == 0
     done = there("sh", "/install.sh", "--uninstall")
     assert done.returncode == 0, done
-    assert list((bare / "root").iterdir()) == []
+    assert list((bare / "home/me").iterdir()) == []
 
 
 def built_is_single(bare):
