@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(ROOT / "tests" / "realclient")]
@@ -90,3 +96,11 @@ def read_only_everywhere(place, own_home: Path) -> list[str]:
     """Goes before a command that shall find no folder for temporary files."""
     folders = [folder for folder in ("/tmp", "/var/tmp", "/usr/tmp") if Path(folder).is_dir()]
     return [*place, *(word for folder in folders for word in ("--read-only", folder)), "--"]
+
+
+@pytest.fixture
+def aside() -> Iterator[Path]:
+    """A folder that is not below any folder for temporary files, wherever this working tree and the homes lie."""
+    folder = Path(tempfile.mkdtemp(prefix="dbproxy-test-", dir="/dev/shm"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -211,13 +212,15 @@ def test_it_starts_by_a_link_and_from_the_path(built, start, tmp_path):
     assert "not running" in start("sh", "-c", "claude-db-proxy status", PATH=path).stdout
 
 
-def test_no_usable_temporary_folder_is_said(built, start, tmp_path, read_only_everywhere):
-    done = start(*read_only_everywhere, built.program, "selftest")
+def test_no_usable_temporary_folder_is_said(built, start, aside, read_only_everywhere):
+    shutil.copytree(built.folder, aside / "dbproxy", symlinks=True)
+    program = aside / "dbproxy" / "dbproxy"
+    done = start(*read_only_everywhere, program, "selftest")
     assert done.returncode == 1, done
     assert "temporary directory" in done.stderr
     assert "Traceback" not in done.stderr
     # What needs none works.
-    assert start(*read_only_everywhere, built.program, "--version").returncode == 0
+    assert start(*read_only_everywhere, program, "--version").returncode == 0
 
 
 # ---- upstream trust: each source that the contract names -----------------------------------------------------------

@@ -195,18 +195,11 @@ def test_what_is_no_launch_starts_nothing(built, start, nowhere, words):
     assert (done.returncode, done.stdout) == (1, ""), done
 
 
-def test_a_temporary_folder_is_not_needed(built, start, read_only_everywhere, tmp_path):
-    """The cache lies elsewhere; here of necessity on a file system of its own, for homes of tests lie in /tmp."""
-    home = Path("/dev/shm") / f"dbproxy-test-{os.getpid()}"
-    home.mkdir()
-    single = home / "single"
-    shutil.copy(built.single, single)
-    try:
-        done = start(*read_only_everywhere, single, "--version", cwd=Path("/"), HOME=str(home))
-        assert (done.returncode, done.stderr) == (0, "")
-        assert names(home / ".cache" / "dbproxy-app") == [built.name]
-    finally:
-        shutil.rmtree(home)
+def test_a_temporary_folder_is_not_needed(built, start, read_only_everywhere, aside):
+    shutil.copy(built.single, aside / "single")
+    done = start(*read_only_everywhere, aside / "single", "--version", cwd=Path("/"), HOME=str(aside))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert names(aside / ".cache" / "dbproxy-app") == [built.name]
 
 
 def test_a_folder_from_which_nothing_may_be_executed(built, start, place, tmp_path):
