@@ -140,7 +140,7 @@ class Pipeline:
 class _Run:
     """One exchange under way."""
 
-    __slots__ = ("client", "exchange", "feed", "flight", "pipeline", "proxy")
+    __slots__ = ("client", "exchange", "feed", "flight", "pipeline", "proxy", "sent")
 
     def __init__(self, pipeline: Pipeline, client: ClientConnection, exchange: Exchange) -> None:
         self.pipeline = pipeline
@@ -148,6 +148,7 @@ class _Run:
         self.client = client
         self.exchange = exchange
         self.feed: TapFeed | None = None
+        self.sent = False  # the whole request is with the kernel
 
     async def run(self) -> bool:
         client, exchange = self.client, self.exchange
@@ -345,10 +346,11 @@ class _Run:
             exchange.timings.sent = trio.current_time()
             if body.done and not outgoing.rest and len(outgoing.first) <= _SMALL:
                 await send_request(self.flight, connection, outgoing)
+                self.sent = True
                 clean = await self._respond(connection, upgrade)
             else:
                 clean = await self._respond_while_sending(connection, outgoing, upgrade)
-            reusable = clean and body.done and self._upstream_keeps(connection)
+            reusable = clean and self.sent and self._upstream_keeps(connection)
         except BaseException:
             egress.pool.discard(connection)
             raise
@@ -379,6 +381,7 @@ class _Run:
             try:
                 await send_request(self.flight, connection, outgoing)
                 await upload(self.flight, connection, outgoing.body)
+                self.sent = outgoing.body.done
             except UpstreamError:
                 pass  # the answer, or its absence, tells
             except (ClientGone, ProtocolViolation) as error:
@@ -451,6 +454,8 @@ class _Run:
         """Become a two-way byte stream, with no limits of time."""
         if not upgrade:
             raise UpstreamError("protocol", f"{connection.origin.host} switched protocols unasked")
+        if not self.sent:
+            raise UpstreamError("protocol", f"{connection.origin.host} switched protocols in the middle of the request")
         exchange, client = self.exchange, self.client
         exchange.response = head
         shown = client_head(head, h1.Framing(h1.Kind.NONE), rewritten=False, version=b"HTTP/1.1", close=False)

@@ -18,15 +18,12 @@ from __future__ import annotations
 import socket
 import ssl
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import trio
 from trio.lowlevel import notify_closing, wait_readable, wait_writable
 
 from dbproxy.errors import PeerError
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
 
 #: The most that one ``receive`` returns, in bytes. Enough for a burst, small enough to stay fair and in the cache.
 RECEIVE_SIZE = 262144
@@ -67,6 +64,11 @@ class SocketStream:
     def closed(self) -> bool:
         """Whether ``close`` or ``abort`` was called."""
         return self._closed
+
+    @property
+    def broken(self) -> bool:
+        """Whether a write failed or was interrupted: nothing more can be sent on it."""
+        return self._broken
 
     def unread(self, data: bytes) -> None:
         """Put bytes back in front of what will be received next."""
@@ -390,9 +392,6 @@ class TlsStream(SocketStream):
         super().close()
 
 
-Stream = SocketStream
-
-
 async def close_gracefully(stream: SocketStream, seconds: float) -> None:
     """Close so that the peer still gets our last bytes although it is sending to us.
 
@@ -413,16 +412,6 @@ async def close_gracefully(stream: SocketStream, seconds: float) -> None:
         except (ConnectionBroken, OSError):
             pass
     stream.drop()
-
-
-async def under_deadline(seconds: float, work: Callable[[], Awaitable[None]]) -> bool:
-    """Run ``work`` shielded from cancellation for at most ``seconds``; whether it finished.
-
-    The only shield in the program: clean-up that must outlive a cancelled request, and always with an end.
-    """
-    with trio.CancelScope(shield=True, deadline=trio.current_time() + seconds) as scope:
-        await work()
-    return not scope.cancelled_caught
 
 
 def plain_socket(sock: trio.socket.SocketType) -> socket.socket:

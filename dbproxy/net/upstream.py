@@ -184,7 +184,8 @@ class Pool:
         """Take back a connection on which an exchange ended cleanly."""
         stream = connection.stream
         idle = self._idle.setdefault(connection.origin, [])
-        if connection.stale or stream.closed or stream.eof or stream.buffered or len(idle) >= self.size:
+        unfit = stream.closed or stream.broken or stream.eof or stream.buffered
+        if connection.stale or unfit or len(idle) >= self.size:
             self.discard(connection)
             return
         connection.idle_since = trio.current_time()

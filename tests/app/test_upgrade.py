@@ -191,6 +191,20 @@ async def test_protocols_switched_unasked_are_an_error(rig, tmp_path):
         assert (await read_response(stream)).status == 502
 
 
+async def test_protocols_switched_in_the_middle_of_the_request_are_an_error(rig, tmp_path):
+    """Two readers of one client would tear its bytes apart."""
+
+    async def early(stream):
+        await read_head(stream)
+        await stream.send_all(b"HTTP/1.1 101 Go\r\nConnection: Upgrade\r\nUpgrade: raw\r\n\r\n")
+        await read_all(stream)
+
+    async with raw_upstream(early, tmp_path) as up, rig(**up.settings) as r:
+        stream = await r.tls()
+        await stream.send_all(upgrade(extra="Content-Length: 100000\r\n") + b"x")
+        assert (await read_response(stream)).status == 502
+
+
 async def test_the_server_breaking_an_upgraded_connection_ends_the_clients(rig, tmp_path):
     from blackbox import reset
 
