@@ -206,6 +206,8 @@ class FrameGate:
         elif kind == Type.RST_STREAM:
             self._count(self.resets, now, "cancelled streams")
         elif kind == Type.SETTINGS:
+            if flags & _ACK and length:
+                raise H2Violation("a SETTINGS acknowledgement with a payload", Code.FRAME_SIZE_ERROR)
             self._count(self.settings, now, "SETTINGS")
         elif kind != Type.GOAWAY:
             self._count(self.control, now, "frames without a purpose")
