@@ -243,7 +243,7 @@ class Wire:
         return True
 
     def room(self, stream: int) -> int:
-        """How many body bytes of a stream may be written now in one frame; -1 if the stream is gone."""
+        """How many body bytes of a stream may be written now in one frame; -1 if there is no such stream."""
         try:
             window = self._conn.local_flow_control_window(stream)
         except H2Error:
