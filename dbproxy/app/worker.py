@@ -93,7 +93,7 @@ class _Worker:
         with self._at_once:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._beat)
-                nursery.start_soon(self._obey, nursery)
+                nursery.start_soon(self._obey)
                 await self._serve()
                 nursery.cancel_scope.cancel()
 
@@ -128,7 +128,7 @@ class _Worker:
         with contextlib.suppress(OSError), trio.move_on_after(BEAT):
             await self._control.send(what)
 
-    async def _obey(self, nursery: trio.Nursery) -> None:
+    async def _obey(self) -> None:
         """Do as the supervisor says; when it is gone, take its place as far as we can."""
         while True:
             try:
@@ -140,10 +140,10 @@ class _Worker:
             if b"q" in said:
                 self._stop.set()
             if not said:
-                await self._alone(nursery)
+                await self._alone()
                 return
 
-    async def _alone(self, nursery: trio.Nursery) -> None:
+    async def _alone(self) -> None:
         """The supervisor died. Its record names a dead process: ours takes its place, and signals are for us."""
         self._orphan = True
         if self._running is None and not self._after:

@@ -23,7 +23,7 @@ DEGRADING = "--supervision=crashes=3,window=60,quiet=5"
 
 async def traffic(fleet, tunnel, streams, asked):
     for _ in range(streams):
-        asked.append(await fleet.persist(tunnel=tunnel))
+        asked.append(await fleet.persist(tunnel=tunnel, attempts=200))
 
 
 async def kills(fleet, number, how, pauses):
@@ -65,6 +65,39 @@ async def test_a_stopped_worker_is_replaced_after_its_silence(tmp_path):
                 await until(lambda: not is_alive(stopped))
                 assert 1.0 < trio.current_time() - began < 5.0
         await until(lambda: any("stood still" in line.get("reason", "") for line in fleet.log()))
+
+
+@pytest.mark.soak
+async def test_a_hundred_kills_and_ten_stops(tmp_path):
+    seed = random.randrange(1 << 30)
+    print("seed", seed)
+    dice = random.Random(seed)
+    async with open_fleet(tmp_path, "--supervision=crashes=1000,hung=2.5") as fleet:
+        asked = []
+        with trio.fail_after(900):
+            async with trio.open_nursery() as nursery:
+                for tunnel in (True, True, False, False):
+                    nursery.start_soon(traffic, fleet, tunnel, 40, asked)
+                for _ in range(10):
+                    await kills(fleet, 10, signal.SIGKILL, lambda: dice.uniform(0.1, 1.5))
+                    await kills(fleet, 1, signal.SIGSTOP, lambda: dice.uniform(0.1, 1.5))
+        assert len(asked) == 160
+        assert (await fleet.health())["status"] == "ok"
+        assert (await fleet.run("doctor", "--json")).returncode in (0, 1)
+
+
+async def test_a_pause_of_everything_is_nobodys_fault(tmp_path):
+    """Ctrl-Z in a terminal, or a machine that slept: no heartbeat could have come."""
+    async with open_fleet(tmp_path, "--supervision=hung=2") as fleet:
+        both = [await fleet.worker(), fleet.supervisor()]
+        for pid in both:
+            os.kill(pid, signal.SIGSTOP)
+        await trio.sleep(4.5)
+        for pid in reversed(both):
+            os.kill(pid, signal.SIGCONT)
+        await fleet.health()
+        await trio.sleep(1.0)
+        assert await fleet.worker() == both[0]
 
 
 async def test_a_killed_worker_is_replaced_within_a_second(tmp_path):
