@@ -26,13 +26,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "frozen"
 LOCK = ROOT / "packaging" / "requirements-build.txt"
-RECIPE = (
-    "pyinstaller.spec",
-    "packaging/onefile.py",
-    "packaging/freeze.py",
-    "packaging/bundle.toml",
-    "packaging/install.sh",
-)
+RECIPE = ("freeze.py", "onefile.py", "elf.py", "bundle.toml", "install.sh")
 KEPT_BUILDS = 3
 
 
@@ -60,7 +54,8 @@ def plugins() -> list[Path]:
 
 def sources() -> list[Path]:
     """Every file that the result depends on, but the interpreter and the packages of the lock."""
-    found = [LOCK, ROOT / "pyproject.toml", ROOT / "README.md", ROOT / "LICENSE", *(ROOT / name for name in RECIPE)]
+    found = [LOCK, ROOT / "pyproject.toml", ROOT / "README.md", ROOT / "LICENSE", ROOT / "pyinstaller.spec"]
+    found += [ROOT / "packaging" / name for name in RECIPE]
     for folder in (ROOT / "dbproxy", ROOT / "packaging" / "frozen", *plugins()):
         found += [path for path in folder.rglob("*") if path.is_file() and not _skipped(path)]
     return sorted(set(found))

@@ -12,7 +12,10 @@ import os
 import platform as machine
 import shutil
 import tarfile
+import zipfile
 from pathlib import Path
+
+import elf
 
 ROOT = Path(__file__).resolve().parent.parent
 STUB = Path(__file__).resolve().parent / "frozen" / "onefile.sh"
@@ -55,8 +58,13 @@ def digest(folder: Path) -> str:
 def seal(folder: Path) -> str:
     """Write the build's name, VERSION-DIGEST, into the folder; it names the folder wherever versions lie side by side.
 
-    Also adds the installer and the older tool's command name. Returns the build's name.
+    Also takes the build machine's folders out, and adds the installer and the older tool's command name. Returns the
+    build's name.
     """
+    for path in entries(folder):
+        if path.is_file() and not path.is_symlink():
+            elf.forget_search_paths(path)
+    unzip_library(folder)
     shutil.copy(INSTALLER, folder / INSTALLER.name)
     (folder / INSTALLER.name).chmod(0o755)
     alias = folder / SEED_NAME
@@ -65,6 +73,19 @@ def seal(folder: Path) -> str:
     build = f"{version()}-{digest(folder)[:12]}"
     (folder / MARK).write_text(build + "\n")
     return build
+
+
+def unzip_library(folder: Path) -> None:
+    """Turn the archive of the modules that Python itself needs to start into a folder of that name.
+
+    The same place on the module path, but read without the zip importer, which is slow Python: 5 of 45 ms of a start.
+    """
+    for archive in folder.rglob("base_library.zip"):
+        if archive.is_file():
+            packed = archive.rename(archive.with_name("base_library.packed"))
+            with zipfile.ZipFile(packed) as file:
+                file.extractall(archive)
+            packed.unlink()
 
 
 def _tar_gz(folder: Path, name: str) -> bytes:

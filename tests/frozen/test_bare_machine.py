@@ -19,7 +19,12 @@ PROGRAM = "/opt/db proxy/dbproxy"
 def bare(request, built, tmp_path):
     """The root of such a machine, with the executable on it."""
     root = tmp_path / "machine"
-    make_root(root, built.program, *(client.path for client in clients.CLIENTS if not client.on_node))
+    make_root(
+        root,
+        built.program,
+        *built.folder.glob("_internal/lib*.so*"),
+        *(client.path for client in clients.CLIENTS if not client.on_node),
+    )
     target = root / PROGRAM.removeprefix("/")
     if request.param == "folder":
         shutil.copytree(built.folder, target.parent, symlinks=True)

@@ -28,6 +28,15 @@ def environment_of(text):
     return dict(line.partition("=")[::2] for line in text.splitlines() if "=" in line)
 
 
+def load(name):
+    """A module of packaging/."""
+    file = Path(__file__).resolve().parents[2] / "packaging" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"{name}_under_test", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def wait_for(what, seconds=20.0):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -103,6 +112,15 @@ def test_it_is_small_and_holds_nothing_superfluous(built):
     unwanted = ("setuptools", "pkg_resources", "numpy", "pip", "_tkinter", "pytest", "libtk", "libtcl")
     assert [name for name in names if name.startswith(unwanted)] == []
     assert [name for name in names if name.startswith("_cffi.") and "zstandard" in name] == []
+
+
+def test_it_looks_for_libraries_in_no_folder_of_the_build_machine(built):
+    elf = load("elf")
+    files = [path for path in built.folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    programs = [path for path in files if elf.is_elf(path.read_bytes())]
+    assert len(programs) > 50
+    found = {path.name: elf.search_paths(path.read_bytes()) for path in programs}
+    assert {name: paths for name, paths in found.items() if any(elf.is_foreign(path) for path in paths)} == {}
 
 
 def test_the_demo(built, start):
