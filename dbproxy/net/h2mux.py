@@ -140,17 +140,15 @@ class Mux:
             if not data:
                 return
             wire.feed(data)
-            while True:
-                events = wire.step(now())
-                if events is None:
-                    break
+            while (events := wire.step(now())) is not None:
                 for event in events:
                     if not self._handle(event):
                         return
                 self.kick()
                 if wire.backlog > _MOST_CONTROL:
                     await self._flush()
-                await trio.lowlevel.checkpoint()
+                elif wire.pending:
+                    await trio.lowlevel.checkpoint()  # a burst is taken in helpings
             self.deadline()
 
     async def _write(self) -> None:

@@ -139,6 +139,11 @@ class Wire:
         """Whether the peer stopped where it may not rest: in its preface or in a header block."""
         return self._gate.in_block
 
+    @property
+    def pending(self) -> bool:
+        """Whether bytes wait for the next ``step``."""
+        return self._gate.pending
+
     def step(self, now: float) -> list[Event] | None:
         """The events of the next few frames; None when there is no whole frame left. Raises H2Violation."""
         if self._violation is not None:

@@ -132,6 +132,11 @@ class FrameGate:
         """Whether the peer owes us the rest of a header block, the preface or its first SETTINGS."""
         return self._block > 0 or self.first
 
+    @property
+    def pending(self) -> bool:
+        """Whether bytes wait here, of a whole frame or of a part."""
+        return self._at < len(self._buffer)
+
     def take(self, now: float) -> Helping | None:
         """The next frames, or None while none is complete. Raises H2Violation."""
         buffer, size = self._buffer, len(self._buffer)
