@@ -29,7 +29,7 @@ clients:
     @"{{ python }}" tests/realclient/clients.py
 
 # everything but the soak: lint, then all tests
-test *ARGS: lint clients freeze
+test *ARGS: lint clients (freeze "--for-tests")
     "{{ python }}" -m pytest -m "not soak" "$@"
 
 # without the real clients, the executable and the minutes of load
