@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-import sqlite3
 import ssl
 import sys
 import tempfile
@@ -57,7 +56,6 @@ def versions() -> dict[str, str]:
         "program": sys.executable,
         "Python": platform.python_version(),
         "OpenSSL": ssl.OPENSSL_VERSION,
-        "SQLite": sqlite3.sqlite_version,
         "platform": platform.platform(),
     }
     for name in _PACKAGES:
