@@ -159,8 +159,9 @@ class Supervisor:
 
     def run(self) -> int:
         """Supervise until told to stop and the last worker has ended; the exit code."""
-        for fd in (*self._listen, self._plan["config"]):
-            os.set_inheritable(fd, False)
+        for fd in (*self._listen, self._plan["config"], int(self._plan.get("takeover", -1))):
+            if fd >= 0:
+                os.set_inheritable(fd, False)
         self._catch_signals()
         self._open_door()
         while self._exit is None:
