@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -116,12 +117,14 @@ class Egresses:
     def _make(self, key: _Key) -> Egress:
         parent_url, no_proxy, upstream_ca, user_files = key
         settings = self._settings
-        context = trust.upstream_context(
+        trusting = partial(
+            trust.upstream_context,
             [upstream_ca] if upstream_ca else [],
             user_files=[Path(name) for name in user_files],
             own_pem=self._own_pem(),
             notice=self._notice,
         )
+        context = trusting()
         parent, notices = ParentConfig.parse(
             parent_url or "none", {}, no_proxy=no_proxy, own_listeners=self._own_listeners()
         )
@@ -136,7 +139,12 @@ class Egresses:
             nursery=self._nursery,
             notice=self._notice,
         )
-        pool = Pool(
+        make: Callable[..., Pool] = Pool
+        if settings.upstream_http2:
+            from dbproxy.net.h2pool import ALPN, H2Pool  # off by default, and h2 takes its time to load
+
+            make = partial(H2Pool, h2_context=trusting(alpn=ALPN), nursery=self._nursery, notice=self._notice)
+        pool = make(
             dialer,
             context,
             self._watch,

@@ -337,6 +337,8 @@ class _Run:
         sent = await self._transformed(draft)
         if sent is not draft:
             head, raw, body = _replaced(draft, sent, body, raw)
+        if upgrade and proxy.settings.upstream_http2:
+            origin = replace(origin, http1=True)
         connection = await self._connect(egress, origin)
         exchange.bytes_up = body.count
         clean = False

@@ -210,6 +210,12 @@ class Settings:
         values.seconds(1, 3600), 55.0, help="A kept upstream connection that was idle for so long is not used again."
     )
     pool_size: int = setting(values.integer(0, 10_000), 32, help="Idle upstream connections that are kept per host.")
+    upstream_http2: bool = setting(
+        values.boolean(),
+        False,
+        help="Speak HTTP/2 with upstreams that offer it. Off, because HTTP/1.1 is what is proven, and what keeps the "
+        "spelling of header fields.",
+    )
     drain_timeout: float = setting(
         values.seconds(0, 86_400), 600.0, help="How long a proxy that was told to stop lets running requests finish."
     )

@@ -84,7 +84,6 @@ class Mux:
     async def run(self, serve: Serve | None = None) -> None:
         """Keep the connection going until it ends; returns when the last request on it was served."""
         self._serve = serve
-        graceful = False
         try:
             async with trio.open_nursery() as self._tasks, trio.open_nursery() as own:
                 own.start_soon(self._write)
@@ -93,11 +92,11 @@ class Mux:
                 if graceful:
                     graceful = await self._last_words()
                 own.cancel_scope.cancel()
+            if graceful:
+                await close_gracefully(self.transport, _LINGER)
         finally:
             self._end()
-            if not graceful:
-                self.transport.close()
-        await close_gracefully(self.transport, _LINGER)
+            self.transport.close()
 
     def _end(self) -> None:
         """Nothing comes or goes any more: tell every stream."""
@@ -245,6 +244,11 @@ class Mux:
         self.unnumbered.add(stream)
         self.deadline()
         return stream
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether one more stream could begin at once (client)."""
+        return not self.over and not self.finishing and self.wire.can_open > len(self.unnumbered)
 
     def number_of(self, stream: MuxStream) -> bool:
         """Give a new stream its number, if the peer takes one more now."""

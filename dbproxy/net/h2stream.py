@@ -48,6 +48,7 @@ class MuxStream(SocketStream):
         "_offset",
         "_queue",
         "_unacknowledged",
+        "_unwanted",
         "incoming",
         "number",
         "on_gone",
@@ -69,6 +70,7 @@ class MuxStream(SocketStream):
         self._queue: deque[h2bridge.Send] = deque()
         self._offset = 0
         self._flushed: trio.Event | None = None
+        self._unwanted = False  # the peer has answered and takes no more of the request
         self._lost = ""  # why nothing can come or go any more
 
     # ---- as a byte stream
@@ -89,10 +91,10 @@ class MuxStream(SocketStream):
             data, self._prefix = self._prefix, b""
             return data
         while not self._inbox:
-            if self._lost:
-                raise ConnectionBroken(self._lost)
             if self.eof:
                 return b""
+            if self._lost:
+                raise ConnectionBroken(self._lost)
             self._arrived = trio.Event()
             await self._arrived.wait()
         data = self._inbox[0] if len(self._inbox) == 1 else b"".join(self._inbox)
@@ -104,7 +106,7 @@ class MuxStream(SocketStream):
     async def send(self, data: bytes) -> None:
         """Write HTTP/1.1 bytes; returns when all that they mean is on its way. Raises ConnectionBroken."""
         if self._lost or self._broken or self._closed:
-            raise ConnectionBroken(self._lost or "the stream is closed")
+            raise ConnectionBroken(self._refusal() or "the stream is closed")
         self._broken = True  # until all of it is out
         try:
             self._queue.extend(self.outgoing.feed(data))
@@ -116,12 +118,15 @@ class MuxStream(SocketStream):
             self._mux.ready(self)
             await flushed.wait()
             self._flushed = None
-            if self._lost:
-                raise ConnectionBroken(self._lost)
+            if refusal := self._refusal():
+                raise ConnectionBroken(refusal)
         else:
             await trio.lowlevel.checkpoint()
         self.bytes_out += len(data)
         self._broken = False
+
+    def _refusal(self) -> str:
+        return self._lost or ("the peer takes no more of the request" if self._unwanted else "")
 
     def send_nowait(self, data: bytes) -> bytes:
         """A stream has no such thing as room in the kernel: nothing is taken."""
@@ -179,6 +184,7 @@ class MuxStream(SocketStream):
         if self._closed:
             return
         self._closed = True
+        self._inbox.clear()
         if not self._lost and self.number:
             self._mux.wire.reset(self.number, code)
         self._gone("the stream was closed here")
@@ -207,15 +213,16 @@ class MuxStream(SocketStream):
 
     def stop_sending(self) -> None:
         """The peer has answered in full and wants no more of the request."""
-        self._broken = True
+        self._broken = self._unwanted = True
         self._queue.clear()
         self._wake()
 
     def _gone(self, why: str) -> None:
+        # What arrived before may still be read: an answer that is whole stays whole.
         self._lost = why
-        self._broken = self.truncated = True
+        self._broken = True
+        self.truncated = not self.eof
         self._queue.clear()
-        self._inbox.clear()
         self._wake()
         self._forget()
 

@@ -38,13 +38,17 @@ _INFORMATIONAL_LIMIT = 16
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a request goes: the pool's key. ``private_ok`` False refuses addresses of this machine and its networks."""
+    """Where a request goes: the pool's key. ``private_ok`` False refuses addresses of this machine and its networks.
+
+    ``http1`` asks for HTTP/1.1 where the pool would try HTTP/2, for what only that can do (upgrades).
+    """
 
     scheme: str
     host: str
     port: int
     private_ok: bool = True
     direct: bool = False  # past the user's own proxy
+    http1: bool = False
 
 
 class UpstreamConnection:
@@ -166,8 +170,11 @@ class Pool:
         self.opened += 1
         return UpstreamConnection(origin, stream, head_limit=self.head_limit, max_fields=self.max_fields)
 
+    def _context_for(self, origin: Origin) -> ssl.SSLContext:
+        return self._context
+
     async def _start_tls(self, sock: socket.socket, origin: Origin) -> TlsStream:
-        stream = TlsStream(sock, self._context, server_side=False, server_hostname=origin.host)
+        stream = TlsStream(sock, self._context_for(origin), server_side=False, server_hostname=origin.host)
         try:
             with trio.fail_after(self.handshake_timeout):
                 await stream.handshake()
