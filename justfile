@@ -38,7 +38,7 @@ test-fast *ARGS:
 
 # only the real Claude Code, in its loopback-only namespace
 realclient *ARGS: clients
-    "{{ python }}" -m pytest -m realclient "$@"
+    "{{ python }}" -m pytest -m "realclient and not soak" "$@"
 
 # build the executable into dist/: a folder, the same as .tar.gz, and one file (nothing twice: kept in .cache/frozen)
 freeze *ARGS:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import signal
 import sys
 import tempfile
 from dataclasses import fields
@@ -86,6 +87,9 @@ def supervise(
     for sock in inherited:
         sock.set_inheritable(True)
     plan_fd = _anonymous(paths.run, json.dumps(plan).encode())
+    # Whoever reads the record may signal us from then on; until the supervisor's handlers stand, signals wait.
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     if predecessor is None:
         state.save(paths.daemon_state)
     sys.stdout.flush()
@@ -95,6 +99,7 @@ def supervise(
         os.execvpe(command[0], command, child.with_own_package(env))
     except OSError as error:
         state.forget(paths.daemon_state)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         raise LaunchError(f"{command[0]} cannot be executed: {error.strerror or error}") from error
 
 

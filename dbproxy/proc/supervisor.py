@@ -186,6 +186,8 @@ class Supervisor:
         signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)
+        # Blocked since before the record was written: a signal that came meanwhile is for us, and comes now.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
         self._on_readable(self._woken, self._signals)
 
     def _on_readable(self, sock: socket.socket, handler: Callable[[], None]) -> None:
