@@ -2,7 +2,7 @@
 
 Owns the upload, the answer's relay loop, informational heads and upgraded connections. Must never know policies:
 filters and taps come in as values. Invariants: what was read is written before anything else sees it; a tap gets a copy
-and never awaited; a truncated answer never ends cleanly; nothing decides by content type whether to forward.
+and is never awaited; a truncated answer never ends cleanly; nothing decides by content type whether to forward.
 """
 
 from __future__ import annotations
@@ -25,19 +25,23 @@ if TYPE_CHECKING:
     from dbproxy.exchange import Exchange
     from dbproxy.net.streams import SocketStream
     from dbproxy.net.upstream import UpstreamConnection
+    from dbproxy.wire.sse import SseEvent
 
 
 class Filters(Protocol):
-    """Inline filters of one answer: payload in, payload out."""
+    """Inline filters of one answer: payload in, payload out; ``events`` are those that the last payload completed."""
+
+    events: list[SseEvent]
 
     def feed(self, data: bytes, /) -> bytes: ...
     def end(self, complete: bool, /) -> bytes: ...
 
 
 class Feed(Protocol):
-    """Where copies of an answer's payload go; both calls return at once."""
+    """Where copies of an answer's payload go, as bytes or, split already, as events; both calls return at once."""
 
     def data(self, chunk: bytes, /) -> None: ...
+    def events(self, events: list[SseEvent], size: int, /) -> None: ...
 
 
 class Flight:
@@ -157,11 +161,11 @@ class ResponseRelay:
 
         Raises UpstreamError("closed") when the upstream ended too early, and ClientGone.
         """
-        flight, body, feed = self._flight, self.body, self._feed
+        flight, body, feed, filters = self._flight, self.body, self._feed, self._filters
         stream = self._upstream.stream
         exchange = flight.exchange
         send = flight.client.stream.send
-        plain = self._filters is None and not self._unwrap
+        plain = filters is None and not self._unwrap
         data = rest
         out = head
         now = trio.current_time
@@ -188,7 +192,11 @@ class ResponseRelay:
                     out = b""
                 exchange.bytes_down = body.count
                 if payload and feed is not None:
-                    feed.data(payload)
+                    if filters is None:
+                        feed.data(payload)
+                    else:
+                        events, filters.events = filters.events, []
+                        feed.events(events, len(payload))
                 if body.done:
                     return
                 flight.waiting = now()

@@ -52,7 +52,7 @@ class _Stage:
 class StreamFilters:
     """The filters of one answer, in call order. Feed it what the upstream sent; send on what it returns."""
 
-    __slots__ = ("_calls", "_ended", "_splitter", "_stages", "_whole")
+    __slots__ = ("_calls", "_changed", "_ended", "_splitter", "_stages", "_whole", "events")
 
     def __init__(self, calls: Calls, stages: list[_Stage]) -> None:
         self._calls = calls
@@ -60,6 +60,9 @@ class StreamFilters:
         self._splitter = SseSplitter()
         self._ended = False
         self._whole = True  # the last event was not a piece of an oversized one
+        self._changed = False  # what goes out is not what the events at hand were
+        #: The events that the last `feed` completed, as they came in: the taps need not split the same bytes again.
+        self.events: list[SseEvent] = []
 
     @classmethod
     def for_exchange(cls, calls: Calls, exchange: Exchange, head: ResponseHead) -> StreamFilters | None:
@@ -80,11 +83,17 @@ class StreamFilters:
 
         An event too large to be held (8 MiB) passes in pieces that no filter sees.
         """
-        events = self._splitter.feed(data)
+        splitter = self._splitter
+        fresh = splitter.between_events
+        events = self.events = splitter.feed(data)
         if not events:
             return b""
         self._whole = events[-1].parsed
-        return self._through(events, 0)
+        self._changed = False
+        outputs = self._through(events, 0)
+        if fresh and not self._changed and splitter.between_events:
+            return data
+        return b"".join(outputs)
 
     def end(self, complete: bool) -> bytes:
         """What is still to go to the client. ``complete`` says that the upstream ended its body in order.
@@ -97,7 +106,7 @@ class StreamFilters:
         pieces = []
         if complete and self._whole and not self._splitter.rest:
             for index, stage in enumerate(self._stages):
-                pieces.append(self._onward(stage, index, self._ask_end(stage)))
+                pieces += self._onward(stage, index, self._ask_end(stage))
                 if stage.live:
                     stage.impl.consecutive = 0
         return b"".join(pieces) + self._rest()
@@ -106,11 +115,11 @@ class StreamFilters:
         # What later stages hold came before what earlier ones hold.
         return b"".join([stage.after.rest for stage in reversed(self._stages)]) + self._splitter.rest
 
-    def _through(self, events: Sequence[SseEvent], first: int) -> bytes:
-        """Run events through the stages from ``first`` on; the bytes that leave the last."""
+    def _through(self, events: Sequence[SseEvent], first: int) -> list[bytes]:
+        """Run events through the stages from ``first`` on; what leaves the last."""
         for stage in self._stages[first:-1]:
             events = self._split(stage, events, self._ask(stage, events))
-        return b"".join(self._ask(self._stages[-1], events))
+        return self._ask(self._stages[-1], events)
 
     def _split(self, stage: _Stage, events: Sequence[SseEvent], outputs: list[bytes]) -> list[SseEvent]:
         """Events for the next stage: the same objects where nothing changed."""
@@ -118,31 +127,34 @@ class StreamFilters:
         for event, output in zip(events, outputs, strict=True):
             if output is event.raw and not stage.after.rest:
                 onward.append(event)
-            elif output:
+                continue
+            self._changed = True
+            if output:
                 onward += stage.after.feed(output)
         return onward
 
-    def _onward(self, stage: _Stage, index: int, data: bytes) -> bytes:
+    def _onward(self, stage: _Stage, index: int, data: bytes) -> list[bytes]:
         if not data or index == len(self._stages) - 1:
-            return data
+            return [data]
         return self._through(stage.after.feed(data), index + 1)
 
     def _ask(self, stage: _Stage, events: Sequence[SseEvent]) -> list[bytes]:
         """One output per event."""
+        outputs = [event.raw for event in events]
         if not stage.live:
-            return [event.raw for event in events]
-        outputs: list[bytes] = []
+            return outputs
         token = running_plugin.set(stage.impl.account.name)
         began = perf_counter()
         try:
             feed = stage.object.feed
-            for event in events:
-                answer = feed(event) if event.parsed else None
-                raw = event.raw
-                outputs.append(raw if answer is None or answer is raw else _joined(answer))
+            for at, event in enumerate(events):
+                if event.parsed:
+                    answer = feed(event)
+                    if answer is not None and answer is not event.raw:
+                        outputs[at] = _joined(answer)
+                        self._changed = True
         except SYNC_FAILURES as error:
             self._detach(stage, error)
-            outputs += [event.raw for event in events[len(outputs) :]]
         finally:
             running_plugin.reset(token)
         spent = perf_counter() - began

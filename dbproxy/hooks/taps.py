@@ -104,13 +104,14 @@ class TapFeed:
     """One answer on its way to the taps. The relay calls `data` for what it has written, and `end` once."""
 
     __slots__ = (
-        "_chunks", "_decoder", "_hub", "_lost", "_lost_chunks", "_overflowed", "_queued", "_size", "_splitter",
-        "_then", "_undecodable", "coding", "finished", "outcome", "taps",
+        "_batches", "_chunks", "_decoder", "_hub", "_lost", "_lost_chunks", "_overflowed", "_queued", "_size",
+        "_splitter", "_then", "_undecodable", "coding", "finished", "outcome", "taps",
     )  # fmt: skip
 
     def __init__(self, hub: TapHub, head: ResponseHead, taps: list[_Tap]) -> None:
         self._hub = hub
         self._chunks: deque[bytes] = deque()
+        self._batches: deque[tuple[list[SseEvent], int]] = deque()  # events and what they weigh in _size
         self._size = 0
         self._queued = False
         self._lost = 0  # bytes that will never be shown and were not reported yet
@@ -137,6 +138,27 @@ class TapFeed:
         else:
             self._chunks.append(chunk)
             self._size = size
+        self._tell(size)
+
+    def events(self, events: list[SseEvent], size: int) -> None:
+        """Events that the filters' splitter found in ``size`` bytes which the upstream sent, in place of those bytes.
+
+        All of an answer comes through `data`, or all of it through this.
+        """
+        if not events:
+            return
+        weight = self._size + 2 * size  # an event has its data twice
+        if self._overflowed or weight > self._hub.feed_limit:
+            self._overflowed = True
+            self._lost += size
+            self._lost_chunks += 1
+        else:
+            self._batches.append((events, 2 * size))
+            self._size = weight
+        self._tell(weight)
+
+    def _tell(self, size: int) -> None:
+        """See that the pump comes, and at once if much is waiting."""
         if not self._queued:
             self._queued = True
             self._hub._announce(self)
@@ -174,6 +196,7 @@ class TapFeed:
             return
         self.finished = True
         self._chunks.clear()
+        self._batches.clear()
         self._size = 0
         then, self._then = self._then, None
         if then is not None:
@@ -307,7 +330,12 @@ class TapHub:
             piece = feed._take()
             budget -= len(piece)
             await self._show(feed, self._decode(feed, piece))
-        if feed.outcome is not None and not feed._chunks and not feed.finished:
+        while feed._batches and budget > 0:
+            events, weight = feed._batches.popleft()
+            feed._size -= weight
+            budget -= weight
+            await self._show_events(feed, events)
+        if feed.outcome is not None and not feed._chunks and not feed._batches and not feed.finished:
             if not feed._overflowed:
                 await self._show(feed, self._decode(feed, None))
             if feed._lost:
@@ -338,7 +366,9 @@ class TapHub:
                     self._deliver(tap, tap.body, (data,), len(data))
             await self._breathe()
             return
-        events = feed._splitter.feed(data)
+        await self._show_events(feed, feed._splitter.feed(data))
+
+    async def _show_events(self, feed: TapFeed, events: list[SseEvent]) -> None:
         for start in range(0, len(events), BATCH):
             batch = events[start : start + BATCH]
             for tap in feed.taps:

@@ -380,19 +380,18 @@ class Body:
             return 0
         parts = data.split(b"\r\n")
         del parts[-1]  # what stands behind the last line end is no whole chunk yet
-        at = chunks = 0
-        size_of = _SIZES.get
-        pieces = iter(parts)
-        for line, piece in zip(pieces, pieces, strict=False):
-            left = len(piece)
-            if size_of(line) != left:
-                break
-            chunks += 1
-            at += len(line) + left
-        self.count += at - sum(map(len, parts[0 : 2 * chunks : 2]))
+        chunks = len(parts) // 2
+        lines, pieces = parts[0 : 2 * chunks : 2], parts[1 : 2 * chunks : 2]
+        sizes = list(map(len, pieces))
+        if list(map(_SIZES.get, lines)) != sizes:
+            # What does not fit, and all behind it, is left to the walk.
+            chunks = next(at for at, size in enumerate(sizes) if _SIZES.get(lines[at]) != size)
+            lines, pieces, sizes = lines[:chunks], pieces[:chunks], sizes[:chunks]
+        count = sum(sizes)
+        self.count += count
         if self.keep:
-            self.payload += parts[1 : 2 * chunks : 2]
-        return at + 4 * chunks
+            self.payload += pieces
+        return count + sum(map(len, lines)) + 4 * chunks
 
     def _chunk_line(self, state: int, line: bytes) -> int:
         """Take one complete line of chunk framing; returns the next state."""

@@ -10,6 +10,7 @@ names and data of the events do not depend on the split; no more than the size l
 from __future__ import annotations
 
 import re
+from itertools import starmap
 from typing import Final
 
 import msgspec
@@ -20,6 +21,8 @@ _BOM: Final = b"\xef\xbb\xbf"
 _LINE_END: Final = re.compile(rb"\r\n|\r|\n")
 # Atomic, or a lone CRLF would be taken for two line ends.
 _BLANK_LINE: Final = re.compile(rb"(?>\r\n|\r|\n)(?>\r\n|\r|\n)")
+# The shape of every event of a Messages stream: two lines and a blank one. Nothing in it can match in two ways.
+_PLAIN: Final = re.compile(rb"(event: ([a-z_]++)\ndata: ([^\n]*+)\n\n)")
 _USUAL: Final = {
     b"event: " + name: name
     for name in (
@@ -70,6 +73,11 @@ class SseSplitter:
         """
         return b"" if self._skipping else bytes(self._pending)
 
+    @property
+    def between_events(self) -> bool:
+        """Whether no part of an event is held: what was fed so far came out whole."""
+        return not self._pending and not self._skipping
+
     def feed(self, data: bytes) -> list[SseEvent]:
         """The events that ``data`` completes, possibly none. Never raises on content."""
         if self._pending or self._skipping:
@@ -100,19 +108,16 @@ class SseSplitter:
         """Events of ``data``, which starts at an event's first byte; the tail becomes pending."""
         if 13 in data:  # an integer is sought at memory speed, b"\r" is not
             return self._cut_odd(data)
-        events: list[SseEvent] = []
-        at, size = 0, len(data)
+        size = len(data)
+        events: list[SseEvent]
         if size <= self._limit:
-            # The shape of every event of a Messages stream: two lines and a blank one.
-            lines = iter(data.split(b"\n"))
-            for head, body, blank in zip(lines, lines, lines, strict=False):
-                end = at + len(head) + len(body) + 3
-                if blank or end > size or head not in _USUAL or not body.startswith(b"data: "):
-                    break
-                events.append(SseEvent(data[at:end], _USUAL[head], body[6:]))
-                at = end
-            if events:
+            events = list(starmap(SseEvent, _PLAIN.findall(data)))
+            at = sum([len(event.raw) for event in events])
+            # They are all there is only if they fill everything up to the last blank line.
+            if at and at == data.rfind(b"\n\n") + 2:
                 self._at_start = False
+                return events if at == size else self._hold(events, data[at:])
+        events, at = [], 0
         while (end := data.find(b"\n\n", at) + 2) > 1:
             events.append(self._event(data[at:end], data[at : end - 2]))
             at = end

@@ -15,7 +15,7 @@ from dbproxy.hooks.dispatch import Dispatcher
 from dbproxy.hooks.filters import StreamFilters
 from dbproxy.hooks.manager import PluginManager
 from dbproxy.hooks.specs import hookimpl
-from dbproxy.wire.sse import encode
+from dbproxy.wire.sse import SseSplitter, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -256,3 +256,38 @@ def test_oversized_event_passes_unseen() -> None:
     data = encode(b"a", b"1") + big + b"\n\n" + encode(b"b", b"2")
     assert run(found, data, 1024 * 1024) == data
     assert seen == [b"a", b"b"]
+
+
+def test_untouched_bytes_go_on_as_they_are() -> None:
+    """No copy where whole events pass; and never the input where part of an event is held or something changed."""
+    found, _ = filters(Filter(lambda event: None), Filter(keep))
+    assert found.feed(STREAM) is STREAM
+    assert found.feed(STREAM + b"event: a\n") == STREAM
+    assert found.feed(b"data: 1\n\n") == b"event: a\ndata: 1\n\n"
+    assert found.feed(b"data: 2\n\ndata") == b"data: 2\n\n"
+    assert found.end(True) == b"data"
+    for objects in (
+        [Filter(lambda event: b"" if event.data == b"3" else None), Filter(keep)],
+        [Filter(keep), Filter(lambda event: [] if event.data == b"3" else None)],
+    ):
+        found, _ = filters(*objects)
+        assert found.feed(STREAM) == STREAM.replace(encode(b"delta", b"3"), b"")
+    held = [b"data: x", b""]
+    found, _ = filters(Filter(lambda event: held.pop(0) if held else None), Filter(keep))
+    assert found.feed(b"data: 1\n\n") == b""
+    assert found.feed(b"data: 2\n\n") == b""
+    # What the first filter left open still stands in front of what it does not touch.
+    assert found.feed(b"data: 3\n\n") == b"data: xdata: 3\n\n"
+
+
+def test_the_events_are_there_for_the_taps() -> None:
+    """As they came in, whatever the filters make of them, and whatever the split."""
+    found, _ = filters(Filter(lambda event: b"data: other\n\n"))
+    stream = STREAM.replace(b"\r", b"")
+    want = SseSplitter().feed(stream)
+    for size in (1, 7, 50, len(stream)):
+        seen = []
+        for at in range(0, len(stream), size):
+            found.feed(stream[at : at + size])
+            seen += found.events
+        assert seen == want

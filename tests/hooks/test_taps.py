@@ -16,7 +16,7 @@ import trio.testing
 from dbproxy.exchange import Outcome
 from dbproxy.hooks.calls import running_plugin
 from dbproxy.hooks.taps import MIB, TapHub
-from dbproxy.wire.sse import encode
+from dbproxy.wire.sse import SseSplitter, encode
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -310,6 +310,40 @@ async def test_overflow_is_bounded_and_told(dispatch, tap, exchange, stream_head
         feed.end(Outcome.OK)
         await hub.drain(1)
         assert other.events == EVENTS[:1]
+
+
+async def test_events_that_were_split_already(dispatch, tap, exchange, stream_head, autojump_clock) -> None:
+    """The same as their bytes would be: order, slices, bound, loss and end."""
+    recorder = Recorder()
+    tap("tap", recorder)
+    done = trio.Event()
+    batches = [b"".join(CHUNKS[at : at + 20]) for at in range(0, 200, 20)]
+    async with running(dispatch) as hub:
+        feed = hub.open(exchange, stream_head)
+        for batch in batches:
+            feed.events(SseSplitter().feed(batch), len(batch))
+        feed.events([], 7)
+        assert recorder.events == []  # nothing inline
+        feed.end(Outcome.OK, done.set)
+        await done.wait()
+        assert (recorder.events, recorder.outcomes, recorder.missing) == (EVENTS, [Outcome.OK], 0)
+    async with running(dispatch, feed_limit=2 * sum(map(len, batches[:3]))) as hub:
+        feed = hub.open(exchange, stream_head)
+        for batch in batches:
+            feed.events(SseSplitter().feed(batch), len(batch))
+        feed.end(Outcome.OK)
+        assert await hub.drain(1)
+        assert recorder.events == EVENTS + EVENTS[:60]
+        assert recorder.missing == sum(map(len, batches[3:]))
+        assert hub.overflowed == 1
+    async with running(dispatch, interval=1000, hurry_above=100) as hub:
+        feed = hub.open(exchange, stream_head)
+        feed.events(SseSplitter().feed(batches[0]), len(batches[0]))
+        await trio.testing.wait_all_tasks_blocked()
+        assert recorder.events[260:] == EVENTS[:20]  # much is waiting: not for the interval
+        feed.events(SseSplitter().feed(batches[1]), len(batches[1]))
+        await trio.testing.wait_all_tasks_blocked()
+        assert recorder.events[280:] == EVENTS[20:40]
 
 
 async def test_a_flood_is_served_before_the_interval(dispatch, tap, exchange, response, autojump_clock) -> None:

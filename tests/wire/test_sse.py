@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from itertools import pairwise
 
@@ -99,6 +100,26 @@ def test_the_usual_events() -> None:
         SseEvent(DELTA, b"content_block_delta", DELTA.split(b"data: ")[1][:-2]),
     ]
     assert rest == PING[:5]
+
+
+@pytest.mark.parametrize("odd", [b"\n", b"\n\n", b"x\n", b": c\n\n", b"x", b"data: 1\n\n", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("place", range(5))
+def test_usual_events_with_something_odd_between(odd: bytes, place: int) -> None:
+    """Found all at once or one by one, the events are the same."""
+    parts = [PING, DELTA, PING, DELTA]
+    parts.insert(place, odd)
+    data = b"".join(parts)
+    one_by_one, at = [], 0
+    for end in (match.end() for match in re.finditer(rb"(?s).*?\n\n", data)):
+        one_by_one += SseSplitter().feed(data[at:end])
+        at = end
+    events, rest = fed([data])
+    if odd != b"\xef\xbb\xbf":  # means something at the very start only
+        assert events == one_by_one
+    assert b"".join(event.raw for event in events) + rest == data
+    splitter = SseSplitter()
+    assert len(splitter.feed(data)) == len(one_by_one)
+    assert splitter.between_events is (rest == b"")
 
 
 @pytest.mark.parametrize(
