@@ -42,13 +42,13 @@ class Fields:
 
     def get(self, name: bytes) -> bytes | None:
         """The first value of ``name`` (lower case), or None."""
-        try:
-            return self.values[self.names.index(name)]
-        except ValueError:
-            return None
+        names = self.names
+        return self.values[names.index(name)] if name in names else None
 
     def get_all(self, name: bytes) -> list[bytes]:
         """All values of ``name`` (lower case), in order."""
+        if name not in self.names:
+            return []
         return [value for key, value in zip(self.names, self.values, strict=True) if key == name]
 
     def tokens(self, name: bytes) -> set[bytes]:

@@ -102,6 +102,7 @@ class ClientConnection:
     async def read_head(self, *, idle_timeout: float, head_timeout: float) -> RequestHead | None:
         """The next request head; None when the client ended or idled away between two requests.
 
+        Where ``idle`` is set its deadline bounds the wait, not ``idle_timeout``.
         Raises ProtocolViolation (408 when the head does not come to its end in time) and ClientGone.
         """
         buffer = self.buffer
@@ -116,6 +117,8 @@ class ClientConnection:
                 return None
         raw = buffer.take()
         if raw is None:
+            if self.idle is not None:
+                self.idle.deadline = math.inf  # it is not idle any more
             raw = await self._rest_of_head(head_timeout)
             if raw is None:
                 return None
@@ -125,16 +128,11 @@ class ClientConnection:
 
     async def _first_of_head(self, idle_timeout: float) -> bytes:
         """What begins the next request; empty when the client ended or idled away."""
-        scope = self.idle
-        if scope is None:
-            with trio.move_on_after(idle_timeout):
-                return await self._receive()
-            return b""
-        # The caller's scope ends the wait; one more of our own would cost every request.
-        scope.deadline = trio.current_time() + idle_timeout
-        data = await self._receive()
-        scope.deadline = math.inf
-        return data
+        if self.idle is not None:
+            return await self._receive()  # the caller's scope ends the wait; one more would cost every request
+        with trio.move_on_after(idle_timeout):
+            return await self._receive()
+        return b""
 
     async def _rest_of_head(self, head_timeout: float) -> bytes | None:
         buffer = self.buffer

@@ -190,7 +190,9 @@ class Journal:
         head: dict[str, object] = {"timestamp": _timestamp(self._clock()), "level": level, "event": event}
         record = dict(head)
         for name, value in fields.items():
-            record[f"{name}_" if name in head else name] = _clean(name, value, _MAX_DEPTH)
+            # Most fields are nothing or a whole number: those need no look.
+            clean = value if value is None or type(value) is int else _clean(name, value, _MAX_DEPTH)
+            record[f"{name}_" if name in head else name] = clean
         line = _encode(record)
         return line if len(line) <= MAX_LINE_BYTES else _encode(head | {"truncated": len(line)})
 
@@ -436,6 +438,8 @@ def _is_secret_name(name: str) -> bool:
 
 def _clean(name: str, value: object, depth: int) -> object:
     """``value`` as bounded JSON without credentials."""
+    if isinstance(value, str):  # before all others: a look at an abstract class costs as much as the rest
+        return _MASK if _is_secret_name(name) else _bounded(value)
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):
@@ -457,6 +461,10 @@ def _clean(name: str, value: object, depth: int) -> object:
         text = f"{type(value).__name__}: {value}"
     else:
         text = str(value)
+    return _bounded(text)
+
+
+def _bounded(text: str) -> str:
     # Masked before it is cut, so that no half of a credential is left at the end.
     text = mask(text[: _MAX_TEXT * 4])
     return text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "…"

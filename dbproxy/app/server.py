@@ -210,7 +210,8 @@ class Server:
         self.proxy.watch.add(client.stream.sock.fileno(), client.hung_up)
         while True:
             try:
-                with trio.CancelScope() as client.idle:
+                idle_until = trio.current_time() + settings.client_idle_timeout
+                with trio.CancelScope(deadline=idle_until) as client.idle:
                     if self.proxy.closing or (self.proxy.draining and not client.fresh):
                         return
                     head = await client.read_head(

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 #: A service that ran this long without a crash starts over with the shortest pause (seconds).
 QUIET_MINUTE = 60.0
 
+#: How long a plugin's waiting observations are worked off before everything else gets its turn (seconds).
+OBSERVER_SLICE = 0.0005
+
 
 class _Observations:
     """The bounded queue of one plugin's observers."""
@@ -225,12 +228,14 @@ class Dispatcher(Calls):
             await queue.wake.wait()
             queue.wake = trio.Event()
             queue.busy = True
+            began = perf_counter()
             while queue.items:
                 impl, arguments = queue.items.popleft()
                 await self._call(impl, arguments)
                 del arguments  # or this task would keep the last exchange, and its body, until the next one
-                if queue.items:
-                    await trio.lowlevel.checkpoint()  # an empty queue's wait is one itself
+                if perf_counter() - began > OBSERVER_SLICE:
+                    await trio.lowlevel.checkpoint()
+                    began = perf_counter()
             queue.busy = False
             if queue.idle is not None:
                 queue.idle.set()

@@ -195,7 +195,7 @@ class SocketStream:
 class TlsStream(SocketStream):
     """TLS over a socket, either side, by ``ssl.SSLObject`` and two memory BIOs."""
 
-    __slots__ = ("_incoming", "_outgoing", "_unsent", "_writing", "tls")
+    __slots__ = ("_incoming", "_outgoing", "_read", "_unsent", "_writing", "tls")
 
     secure = True
 
@@ -214,6 +214,8 @@ class TlsStream(SocketStream):
         self.tls = context.wrap_bio(
             self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
         )
+        # One call per record: past the method of ssl.SSLObject, which only hands its arguments on.
+        self._read = getattr(self.tls, "_sslobj", self.tls).read
         self._unsent = b""
         self._writing = False
         if prefix:
@@ -281,8 +283,7 @@ class TlsStream(SocketStream):
 
     def _decrypt(self) -> int:
         """Decrypt what was received into the shared buffer; returns how much. Notes the peer's close_notify."""
-        tls, incoming, view = self.tls, self._incoming, _clear_view
-        read = tls.read
+        tls, incoming, view, read = self.tls, self._incoming, _clear_view, self._read
         room = _CLEAR_SIZE
         got = 0
         step: Any
