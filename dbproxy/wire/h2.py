@@ -24,9 +24,12 @@ from dbproxy.wire.h2gate import MAX_FRAME, Code, FrameGate, H2Violation, Type, f
 
 Pairs = list[tuple[bytes, bytes]]
 
-#: Received bytes that may wait for their consumer, per stream and per connection.
-STREAM_WINDOW, CONNECTION_WINDOW = 1 << 20, 4 << 20
 MAX_STREAMS = 100
+#: Received bytes that may wait for their consumer: per stream, and per connection of a client.
+STREAM_WINDOW, CLIENT_WINDOW = 1 << 20, 4 << 20
+#: Per connection to an upstream. Clients that know nothing of each other share it: one that stops reading must not use
+#: up the room of the others, so all streams' together fit. Over HTTP/1.1 the kernel would hold as much.
+UPSTREAM_WINDOW = MAX_STREAMS * STREAM_WINDOW
 #: The largest header table that we keep for a peer, whatever it offers: its size is our memory.
 _MAX_TABLE = 4096
 #: A frame that the peer's window cut to less than this pays nothing back: windows of a few bytes are a game.
@@ -126,7 +129,7 @@ class Wire:
             self._conn.local_settings.acknowledge()
         self._conn.decoder.max_header_list_size = max_head
         self._conn.initiate_connection()
-        self._conn.increment_flow_control_window(CONNECTION_WINDOW - 65535)
+        self._conn.increment_flow_control_window((UPSTREAM_WINDOW if client else CLIENT_WINDOW) - 65535)
 
     # ---- what the peer sends
 
@@ -228,7 +231,7 @@ class Wire:
         """How many more streams we may open now (client)."""
         if self.draining:
             return 0
-        return self._conn.remote_settings.max_concurrent_streams - self._conn.open_outbound_streams
+        return min(self._conn.remote_settings.max_concurrent_streams, MAX_STREAMS) - self._conn.open_outbound_streams
 
     def open(self) -> int:
         """The number of a new stream of ours (client), to be used at once; 0 when there can be no more."""

@@ -269,7 +269,7 @@ async def test_200_cancelled_streams_leave_nothing_behind(rig, tmp_path):
                 assert not mux.unnumbered
                 assert not mux._blocked
                 assert mux.wire.open_streams() == 0
-                assert mux.wire.windows()[0] >= (4 << 20) - 16384
+                assert mux.wire.windows()[0] >= (100 << 20) - 16384
         assert len(up.requests) == 200
 
 
@@ -342,3 +342,33 @@ async def test_a_crash_of_ours_ends_one_connection(rig, tmp_path):
         stream = await r.tls()
         await stream.send_all(request())
         assert (await read_response(stream)).status == 200
+
+
+async def test_clients_that_do_not_read_never_hold_up_another(rig, tmp_path):
+    """They share a connection that none of them chose; its window must have room for all their streams'."""
+
+    async def handler(asked):
+        await asked.ended.wait()
+        if asked.get(b":path") == b"/large":
+            await asked.head(200)
+            await asked.send(b"x" * 24_000_000, end=True)
+        else:
+            await asked.answer(b"ok")
+
+    async with h2_upstream(handler, tmp_path) as up, rig(**up.settings) as r:
+        quick = await r.tls()
+        await quick.send_all(request())
+        assert (await read_response(quick)).body == b"ok"
+        for _ in range(6):
+            stalled = await r.tls()
+            await stalled.send_all(request("/large"))
+            await read_head(stalled)
+        (mux,) = next(iter(r.proxy.egresses.all()[0].pool._muxes.values()))
+        with trio.fail_after(20):
+            while not all(stream._unacknowledged > 900_000 for stream in mux.streams.values()):
+                await trio.sleep(0.1)
+        with trio.fail_after(3):
+            for _ in range(3):
+                await quick.send_all(request())
+                assert (await read_response(quick)).body == b"ok"
+        assert len(up.connections) == 1

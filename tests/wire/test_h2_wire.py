@@ -178,7 +178,8 @@ def drained(wire):
 class TestWire:
     def test_windows_are_raised_and_bounded(self):
         client, server = connected()
-        assert client.windows() == server.windows() == (h2.CONNECTION_WINDOW, h2.CONNECTION_WINDOW)
+        assert client.windows() == (h2.UPSTREAM_WINDOW, h2.CLIENT_WINDOW)
+        assert server.windows() == (h2.CLIENT_WINDOW, h2.UPSTREAM_WINDOW)
         assert client.can_open == h2.MAX_STREAMS
 
     def test_data_is_acknowledged_only_when_it_was_taken(self):
