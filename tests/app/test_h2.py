@@ -512,6 +512,19 @@ async def test_a_crash_of_ours_ends_one_stream(rig):
         assert (await client.get()).status == 200
 
 
+async def test_an_answer_that_nobody_finished_is_reset(rig):
+    async with rig() as r:
+        client = await H2Client.open(r)
+
+        async def unfinished(client, head, **how):
+            await client.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\npart")
+            return True
+
+        r.running.server.pipeline.handle = unfinished
+        answer = await client.get()
+        assert (answer.body, answer.ended, answer.reset) == (b"part", False, INTERNAL_ERROR)
+
+
 # ---- nobody waits for anybody
 
 
