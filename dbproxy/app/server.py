@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from dbproxy.app.pipeline import Pipeline
     from dbproxy.app.proxy import Proxy
     from dbproxy.exchange import LocalResponse, RequestHead
+    from dbproxy.net.upstream import Pool
     from dbproxy.scope import Scope
 
 _ESTABLISHED = b"HTTP/1.1 200 Connection Established\r\n\r\n"
@@ -178,10 +179,11 @@ class Server:
             if stream.tls.selected_alpn_protocol() == "h2":
                 await self._h2(client)
                 return
-        client.stream.unread(seen)
         if kind is Sniff.H2_PREFACE:
+            client.stream.unread(seen)
             await self._h2(client)
         else:
+            client.unread(seen)
             await self._requests(client)
 
     async def _sniff(self, client: ClientConnection, seconds: float) -> tuple[bytes, Sniff]:
@@ -426,8 +428,12 @@ class Server:
         if kind in (Sniff.HTTP, Sniff.H2_PREFACE):
             proxy.counters.connects_intercepted_total += 1
             client.scheme = "http"
-            client.stream.unread(seen)
-            await (self._h2(client) if kind is Sniff.H2_PREFACE else self._requests(client))
+            if kind is Sniff.H2_PREFACE:
+                client.stream.unread(seen)
+                await self._h2(client)
+            else:
+                client.unread(seen)
+                await self._requests(client)
             return
         if kind is not Sniff.TLS:
             await self._dial_and_blind(client, seen, authority, "not_http")
@@ -438,25 +444,28 @@ class Server:
             await self._dial_and_blind(client, seen, authority, why)
             return
         client.scheme = "https"
-        self._nursery.start_soon(self._warm, client.scope, authority)
+        self._warm_up(client.scope, authority)
         # HTTP/1.1 wherever it is offered: that way every byte is relayed as it came.
         h2 = hello is not None and "h2" in hello.alpn and _HTTP1.isdisjoint(hello.alpn)
         await self._speak_tls(client, authority, seen, name, hello.fingerprint if hello else "", h2=h2)
 
     async def _hello(self, client: ClientConnection, seen: bytes) -> tuple[bytes, ClientHello | None]:
         """The whole ClientHello; None if it is none, which the handshake will then say in TLS."""
-        with trio.move_on_after(self.proxy.settings.handshake_timeout):
-            try:
+        try:
+            hello = client_hello(seen)
+            if hello is not None:  # nearly always: it comes in one piece
+                return seen, hello
+            with trio.move_on_after(self.proxy.settings.handshake_timeout):
                 while True:
-                    hello = client_hello(seen)
-                    if hello is not None:
-                        return seen, hello
                     data = await client.stream.receive()
                     if not data:
                         raise ClientGone("closed in the middle of its ClientHello")
                     seen += data
-            except ProtocolViolation:
-                return seen, None
+                    hello = client_hello(seen)
+                    if hello is not None:
+                        return seen, hello
+        except ProtocolViolation:
+            return seen, None
         raise ClientGone("the ClientHello did not arrive in time")
 
     def _leaf_name(self, client: ClientConnection, authority: Authority, hello: ClientHello | None) -> tuple[str, str]:
@@ -503,8 +512,12 @@ class Server:
             pass
         if first:
             proxy.rejections.worked(_scope_id(client), name, kind)
-            stream.unread(first)
-            await (self._h2(client) if h2 else self._requests(client))
+            if h2:
+                stream.unread(first)
+                await self._h2(client)
+            else:
+                client.unread(first)
+                await self._requests(client)
         elif not proxy.closing and trio.current_time() - began < _SILENT_REJECTION:
             # With TLS 1.2 a client checks the certificate when we are done already, and just leaves.
             self._rejected(client, name, kind, "it left without a request after the handshake")
@@ -550,8 +563,8 @@ class Server:
             scope=_scope_id(client),
         )
 
-    async def _warm(self, scope: Scope | None, authority: Authority) -> None:
-        """Open the upstream connection while the client still shakes hands."""
+    def _warm_up(self, scope: Scope | None, authority: Authority) -> None:
+        """Open the upstream connection while the client still shakes hands, unless one is waiting already."""
         upstream = self.proxy.upstream
         origin = (
             Origin(upstream.scheme, upstream.host, upstream.port)
@@ -559,7 +572,15 @@ class Server:
             else Origin("https", authority.host, authority.port)
         )
         try:
-            await self.proxy.egress_for(scope).pool.warm(origin)
+            pool = self.proxy.egress_for(scope).pool
+        except DbproxyError:
+            return
+        if not pool.is_warm(origin):
+            self._nursery.start_soon(self._warm, pool, origin)
+
+    async def _warm(self, pool: Pool, origin: Origin) -> None:
+        try:
+            await pool.warm(origin)
         except DbproxyError:
             pass
         except CRASHES as error:

@@ -231,8 +231,8 @@ class TlsStream(SocketStream):
         tls = self.tls
         while True:
             try:
-                if turn is None:
-                    tls.do_handshake()
+                if turn is None or self.bytes_out:
+                    tls.do_handshake()  # what is left costs little (after a HelloRetryRequest, which is rare, not so)
                 else:
                     async with turn:
                         tls.do_handshake()

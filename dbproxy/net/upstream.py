@@ -215,9 +215,13 @@ class Pool:
             connection.watched = -1
         connection.stream.close()
 
+    def is_warm(self, origin: Origin) -> bool:
+        """Whether `warm` has nothing to do."""
+        return bool(self._idle.get(origin)) or origin in self._warming
+
     async def warm(self, origin: Origin) -> None:
         """Have one idle connection ready, without waiting for a request; failures are left to the request."""
-        if self._idle.get(origin) or origin in self._warming:
+        if self.is_warm(origin):
             return
         done = self._warming[origin] = trio.Event()
         try:

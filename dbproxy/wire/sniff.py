@@ -145,6 +145,9 @@ def _hello_length(head: bytes) -> int:
     return length
 
 
+_EXTENSION_HEAD = struct.Struct(">HH")  # kind and length
+
+
 class _Reader:
     """Length-checked reads over one message: every lie about a length ends in ProtocolViolation."""
 
@@ -185,13 +188,8 @@ def _parse(reader: _Reader, record_length: int) -> ClientHello:
     reader.vector(1)  # compression methods
     extensions: dict[int, bytes] = {}
     if reader:
-        block = _Reader(reader.vector(2))
+        extensions = _extensions(reader.vector(2))
         reader.done()
-        while block:
-            kind = block.number(2)
-            if kind in extensions:
-                raise ProtocolViolation("TLS ClientHello with a repeated extension")
-            extensions[kind] = block.vector(2)
     if _SUPPORTED_VERSIONS in extensions:
         inner = _Reader(extensions[_SUPPORTED_VERSIONS])
         versions += _numbers(inner.vector(1))
@@ -202,6 +200,20 @@ def _parse(reader: _Reader, record_length: int) -> ClientHello:
         _fingerprint(versions, ciphers, tuple(sorted(extensions))),
         record_length,
     )
+
+
+def _extensions(block: bytes) -> dict[int, bytes]:
+    found: dict[int, bytes] = {}
+    at, size = 0, len(block)
+    while at + 4 <= size:
+        kind, length = _EXTENSION_HEAD.unpack_from(block, at)
+        if kind in found:
+            raise ProtocolViolation("TLS ClientHello with a repeated extension")
+        at += 4 + length
+        found[kind] = block[at - length : at]
+    if at != size:
+        raise ProtocolViolation("TLS ClientHello with contradicting lengths")
+    return found
 
 
 def _numbers(data: bytes) -> tuple[int, ...]:
