@@ -439,6 +439,27 @@ async def test_observer_queue_is_bounded(manager, plug, app, exchange) -> None:
     assert 'dbproxy_plugin_dropped_total{plugin="a"} 7' in render(dispatch.samples())
 
 
+async def test_observers_work_in_slices(dispatch, plug, app, exchange) -> None:
+    """A mountain of observations does not keep the loop, and a few cost no turn of it each."""
+
+    def busy() -> None:
+        until = perf_counter() + 0.0001
+        while perf_counter() < until:
+            pass
+
+    plug("busy", exchange_finished=busy)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(dispatch.run_services, app)
+        for _ in range(300):
+            dispatch.observe_nowait("exchange_finished", exchange=exchange)
+        queue, turns = dispatch._queue("busy"), 0
+        while queue.items:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+        nursery.cancel_scope.cancel()
+    assert 20 <= turns < 200  # 30 ms of work, each slice a little more than 0.5 ms
+
+
 async def test_stalled_observer_costs_nobody_else(dispatch, plug, app, exchange, autojump_clock) -> None:
     seen = []
 
