@@ -441,9 +441,9 @@ async def test_a_kind_that_worked_once_is_never_left_alone(rig):
 
 
 async def test_a_connection_kept_for_later_and_closed_unused_is_no_rejection(rig, monkeypatch):
-    from dbproxy.app import server
+    from dbproxy.app import tunnels
 
-    monkeypatch.setattr(server, "_SILENT_REJECTION", 0.2)
+    monkeypatch.setattr(tunnels, "_SILENT_REJECTION", 0.2)
     async with rig() as r:
         for _ in range(2):
             stream = await r.tls()
