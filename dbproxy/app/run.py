@@ -167,6 +167,7 @@ async def open_proxy(
             proxy.listening[:] = [sock.getsockname()[:2] for sock in sockets]
             pipeline = Pipeline(proxy)
             background.start_soon(proxy.watch.run)
+            background.start_soon(_close_at_end, proxy)
             await background.start(proxy.taps.run)
             await background.start(dispatch.run_services, app)
             background.start_soon(_chores, proxy, pipeline)
@@ -195,7 +196,6 @@ async def open_proxy(
                 if running.stopping:
                     await _drain(proxy, server)
                 connections.cancel_scope.cancel()
-            proxy.egresses.close()
             await proxy.taps.drain(_LAST_WORDS)
             await dispatch.drain(_LAST_WORDS)
             await dispatch.shutdown(app)
@@ -338,6 +338,14 @@ def _note_certificates(paths: Paths, authority: Authority) -> None:
     known = {"names": sorted(authority.names), "until": authority.current.not_after - ROOT_RENEWAL}
     with suppress(DbproxyError):
         write_private(paths.run / "certificates.json", json.dumps(known))
+
+
+async def _close_at_end(proxy: Proxy) -> None:
+    """Close the pooled connections however the proxy ends, also by an error."""
+    try:
+        await trio.sleep_forever()
+    finally:
+        proxy.egresses.close()
 
 
 async def _report_notices(proxy: Proxy) -> None:
