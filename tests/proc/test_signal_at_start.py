@@ -14,7 +14,8 @@ import pytest
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("delay", [0.0, 0.01, 0.03, 0.06, 0.1])
 def test_whoever_reads_the_record_may_signal(tmp_path, number, delay):
-    env = {**os.environ, "DBPROXY_DATA_DIR": str(tmp_path / "data"), "DBPROXY_LISTEN": "127.0.0.1:0"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("DBPROXY_")}
+    env = {**kept, "DBPROXY_DATA_DIR": str(tmp_path / "data"), "DBPROXY_LISTEN": "127.0.0.1:0"}
     proxy = subprocess.Popen([sys.executable, "-m", "dbproxy", "serve"], env=env, stderr=subprocess.PIPE)
     try:
         record = tmp_path / "data" / "run" / "daemon.json"
