@@ -81,7 +81,8 @@ def claude(shell):
     """A ``claude`` that says what it was given: its arguments and its environment, as JSON."""
     return shell.script(
         "claude",
-        f"#!{sys.executable}\n"
+        # To sh this starts Python, to Python it is a string; an interpreter line could not hold a path with a blank.
+        f"#!/bin/sh\n''':'\nexec \"{sys.executable}\" \"$0\" \"$@\"\n'''\n"
         "import json, os, sys\n"
         "print(json.dumps({'args': sys.argv, 'env': dict(os.environ), 'pid': os.getpid(), 'cwd': os.getcwd()}))\n"
         "sys.exit(int(os.environ.get('CLAUDE_EXIT', '0')))\n",
