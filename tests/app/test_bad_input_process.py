@@ -200,7 +200,7 @@ def test_a_home_that_cannot_be_written(own_home, tmp_path):
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs root to mount")
 def test_a_home_on_a_read_only_file_system(own_home):
     script = f"mount --bind {own_home} {own_home} && mount -o remount,ro,bind {own_home} && exec "
-    script += f"{sys.executable} -m dbproxy serve --listen 127.0.0.1:0"
+    script += f"'{sys.executable}' -m dbproxy serve --listen 127.0.0.1:0"
     done = subprocess.run(
         ["unshare", "-m", "sh", "-c", script],
         env={"PATH": os.environ["PATH"], "HOME": str(own_home), "PYTHONPATH": str(ROOT)},
