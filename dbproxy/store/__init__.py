@@ -1,0 +1,3 @@
+"""The SQLite file: content-addressed messages, facts about exchanges, search. Never on the event loop, never waited for
+by a request. Imports base, wire and model only.
+"""
