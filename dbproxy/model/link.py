@@ -7,10 +7,10 @@ names, ids and numbers, never message text.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 
-class RequestKind(str, Enum):
+class RequestKind(StrEnum):
     """Which of the client's requests this is (client facts 3.3). Only the first five take part in conversations."""
 
     MAIN = "main"
@@ -43,7 +43,7 @@ _SPEAKING = frozenset(
 )
 
 
-class Edge(str, Enum):
+class Edge(StrEnum):
     """How a request follows its parent."""
 
     ROOT = "root"  # no parent: a conversation or an agent begins

@@ -1,8 +1,8 @@
 """A Messages body taken apart into pieces that repeat, and put together again byte for byte.
 
-Owns the canonical form of a message, system block and tool (the stored identity) and the patches that restore what was
-really sent. Never does I/O. Invariants: ``put_together(take_apart(body)) == body`` for every body that is taken apart at
-all; the canonical form of a message is the same wherever cache_control marks stand.
+Owns the canonical form of a message, system block and tool (the stored identity) and the patches that restore what
+was really sent. Never does I/O. Invariants: ``put_together(take_apart(body)) == body`` for every body that is taken
+apart at all; the canonical form of a message is the same wherever cache_control marks stand.
 """
 
 from __future__ import annotations

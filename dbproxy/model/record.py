@@ -12,11 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
-from dbproxy.model.usage import Usage
-
 if TYPE_CHECKING:
     from dbproxy.model.link import Link
     from dbproxy.model.parts import Parts
+    from dbproxy.model.usage import Usage
 
 Pairs: TypeAlias = tuple[tuple[str, str], ...]
 
@@ -84,7 +83,7 @@ class RateLimit:
 
 @dataclass(frozen=True, slots=True)
 class StreamPiece:
-    """Bytes of an answer's body, content coding undone, and when they were written to the client (ms after the head)."""
+    """Bytes of an answer's body, decoded, and when they were written to the client (ms after the head)."""
 
     at_ms: float
     data: bytes

@@ -163,7 +163,7 @@ CREATE TABLE rate_limit(
 
 CREATE TABLE shed(at REAL NOT NULL, exchange TEXT NOT NULL, bytes INTEGER NOT NULL);
 
--- Words of new messages and answers; rowid is the blob's id. detail=none keeps it small: phrases are checked afterwards.
+-- Words of messages and answers; rowid is the blob's id. detail=none keeps it small: phrases are checked afterwards.
 CREATE VIRTUAL TABLE search USING fts5(text, content='', detail=none, tokenize='unicode61');
 -- Where a blob was first seen, so that a hit leads to an exchange.
 CREATE TABLE found_in(blob INTEGER PRIMARY KEY, exchange TEXT NOT NULL, role TEXT NOT NULL);

@@ -44,13 +44,22 @@ _dbp_unpack() (
         sum='@SHA256@' # the gzip format has a checksum of its own, too
     fi
     [ "${sum%% *}" = '@SHA256@' ] || stop "$0 is damaged (its contents have another checksum). Fetch it again"
-    work=
-    trap '[ -z "$work" ] || rm -rf "$work"' EXIT
+    # What another start left that was killed outright. Process ids mean something only where this one lives: here, and
+    # not in a container or on a machine that shares the home.
+    where=$({ uname -n && readlink /proc/self/ns/pid; } 2>/dev/null | cksum)
+    where=${where%% *}
+    for left in "$_dbp_apps/.unpack-$where-"*-*; do
+        pid=${left#"$_dbp_apps/.unpack-$where-"}
+        pid=${pid%%-*}
+        [ ! -d "$left" ] || [ -h "$left" ] || kill -0 "$pid" 2>/dev/null || rm -rf "$left"
+    done
+    # The name is known, and the traps are set, before the folder is made: at whatever moment a signal comes, it goes.
+    work=$_dbp_apps/.unpack-$where-$$-$(od -An -N6 -tx1 /dev/urandom 2>/dev/null | tr -d ' ')
+    trap 'trap "" HUP INT TERM; rm -rf "$work"' EXIT
     trap 'exit 129' HUP
     trap 'exit 130' INT
     trap 'exit 143' TERM
-    made=$(mktemp -d "$_dbp_apps/.unpack-XXXXXX" 2>&1) || stop "cannot write in $_dbp_apps (${made##*: }). $room"
-    work=$made
+    wrong=$(mkdir "$work" 2>&1) || stop "cannot write in $_dbp_apps (${wrong##*: }). $room"
     wrong=$({ { payload | gzip -dc || echo damaged >&3; } | tar -xof - -C "$work" 3>&-; } 3>"$work/status" 2>&1)
     result=$?
     case $wrong in
@@ -66,6 +75,10 @@ _dbp_unpack() (
 )
 
 if ! _dbp_usable; then
+    # Waits until the subshell has cleaned up, then ends as anybody would who is interrupted. Exec forgets traps.
+    trap 'trap - HUP; kill -HUP $$' HUP
+    trap 'trap - INT; kill -INT $$' INT
+    trap 'trap - TERM; kill -TERM $$' TERM
     _dbp_why=$(_dbp_unpack) || {
         _dbp_code=$?
         [ -n "$_dbp_why" ] || exit "$_dbp_code" # interrupted
