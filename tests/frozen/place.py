@@ -25,7 +25,7 @@ import isolate
 MS_RDONLY, MS_REMOUNT = 0x1, 0x20
 # What the one file names in its head, what a client's shell needs, and what the tests call.
 TOOLS = ("sh", "bash", "tail", "gzip", "tar", "mktemp", "sha256sum", "wc", "rm", "mv", "mkdir", "chmod", "sed", "cat")
-TOOLS += ("env", "true", "ls", "ln", "cp", "uname", "readlink", "dirname", "head", "rmdir", "id")
+TOOLS += ("cksum", "od", "tr", "env", "true", "ls", "ln", "cp", "uname", "readlink", "dirname", "head", "rmdir", "id")
 
 
 def own_mounts() -> None:
