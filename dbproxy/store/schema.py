@@ -7,6 +7,9 @@ Owns names and meaning of tables and columns; ``migrations`` brings older files 
   and the node before it. Requests that share a history share its nodes, so that a turn costs what it adds;
 - a *list* is a run of blobs with their patches: system blocks or tools.
 
+Columns called *packed* hold JSON through ``Codec.pack``: the id of a dictionary as a variable-length integer (0 for
+none), then a zstandard frame; ``Codec.unpack`` restores it.
+
 Times are Unix seconds, durations milliseconds, cost in USD. Empty strings stand for "not known"; NULL only where a
 number is not known.
 """
@@ -21,15 +24,26 @@ VERSION: Final = 1
 APPLICATION_ID: Final = 0x64627078
 
 TABLES: Final = """
+-- Shared dictionaries of the compression; data is a zstandard frame of one. Dropped when nothing was packed with it.
 CREATE TABLE dictionary(id INTEGER PRIMARY KEY, made REAL NOT NULL, data BLOB NOT NULL);
+
+-- Proxies that wrote here. One that has open exchanges and was not seen for minutes is dead: they are lost.
+CREATE TABLE process(
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  pid INTEGER NOT NULL,
+  started REAL NOT NULL,
+  seen REAL NOT NULL
+);
 
 CREATE TABLE blob(
   id INTEGER PRIMARY KEY,
   digest BLOB NOT NULL UNIQUE,            -- first 16 bytes of SHA-256 over the canonical bytes
   size INTEGER NOT NULL,                  -- of the canonical bytes
   dictionary INTEGER REFERENCES dictionary(id),
+  base INTEGER REFERENCES blob(id),       -- or: a blob that served as dictionary and must stay as long; it has no base
   data BLOB NOT NULL                      -- zstandard frame
 );
+CREATE INDEX blob_base ON blob(base) WHERE base IS NOT NULL;
 
 CREATE TABLE node(
   id INTEGER PRIMARY KEY,
@@ -73,6 +87,7 @@ CREATE TABLE exchange(
   state TEXT NOT NULL,                    -- open, closed, or lost (its proxy died)
   started REAL NOT NULL,
   finished REAL,
+  process INTEGER NOT NULL DEFAULT 0,     -- that opened it
   method TEXT NOT NULL,
   host TEXT NOT NULL,
   path TEXT NOT NULL,
@@ -91,12 +106,12 @@ CREATE TABLE exchange(
   parent TEXT NOT NULL DEFAULT '',
   edge TEXT NOT NULL DEFAULT '',
   attempt INTEGER NOT NULL DEFAULT 1,
-  evidence TEXT NOT NULL DEFAULT '[]',    -- JSON: [{question, answer, source, detail}, ...]
+  evidence BLOB,                          -- packed: [[question, answer, source, detail], ...]
   -- request
   model_asked TEXT NOT NULL DEFAULT '',
   streamed INTEGER NOT NULL DEFAULT 0,
   message_count INTEGER NOT NULL DEFAULT 0,
-  request_headers TEXT NOT NULL DEFAULT '[]',
+  request_headers BLOB,                   -- packed: [[name, value], ...]
   bytes_up INTEGER NOT NULL DEFAULT 0,
   body_kind TEXT NOT NULL DEFAULT 'none', -- none, parts, raw, shed (dropped under load), pruned
   body_sha256 BLOB,
@@ -113,14 +128,14 @@ CREATE TABLE exchange(
   first_byte_ms REAL,
   duration_ms REAL,
   bytes_down INTEGER NOT NULL DEFAULT 0,
-  response_headers TEXT NOT NULL DEFAULT '[]',
+  response_headers BLOB,                  -- packed: [[name, value], ...]
   model TEXT NOT NULL DEFAULT '',
   message_id TEXT NOT NULL DEFAULT '',
   request_id TEXT NOT NULL DEFAULT '',
   stop_reason TEXT NOT NULL DEFAULT '',
   message INTEGER REFERENCES blob(id),    -- final message or error, JSON
   message_inexact INTEGER NOT NULL DEFAULT 0,
-  stream INTEGER REFERENCES blob(id),     -- optional: lengths and arrival times, then the bytes
+  stream INTEGER REFERENCES blob(id),     -- optional: a line of JSON, [[ms, length], ...], then the bytes
   -- usage
   input_tokens INTEGER NOT NULL DEFAULT 0,
   output_tokens INTEGER NOT NULL DEFAULT 0,
@@ -148,6 +163,7 @@ CREATE TABLE point(                       -- for linking after a restart
 ) WITHOUT ROWID;
 CREATE INDEX point_chain ON point(chain);
 
+-- A row is written when a window's figures changed, and after some minutes even if they did not.
 CREATE TABLE rate_limit(
   exchange TEXT NOT NULL,
   account TEXT NOT NULL,
