@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "frozen"
 LOCK = ROOT / "packaging" / "requirements-build.txt"
 RECIPE = ("freeze.py", "onefile.py", "elf.py", "bundle.toml", "install.sh")
-KEPT_BUILDS = 3
+KEPT_BUILDS = 4
 
 
 OFFLINE = "DBPROXY_TEST_OFFLINE"
@@ -71,23 +71,26 @@ def _skipped(path: Path) -> bool:
     return ours or any(part in ("__pycache__", "build") or part.endswith((".egg-info", ".pyc")) for part in parts)
 
 
-def fingerprint() -> str:
+def fingerprint(version: str = "") -> str:
     """Digest of all that goes in."""
-    total = hashlib.sha256(f"{sys.version}\0{platform.platform()}\0".encode())
+    total = hashlib.sha256(f"{sys.version}\0{platform.platform()}\0{version}\0".encode())
     for path in sources():
         content = path.read_bytes()
         total.update(f"{path.relative_to(ROOT)}\0{len(content)}\0".encode() + content)
     return total.hexdigest()[:16]
 
 
-def build() -> Path:
-    """The folder with the finished executables, built if these sources were not built before."""
+def build(version: str = "") -> Path:
+    """The folder with the finished executables, built if these sources were not built before.
+
+    With a ``version`` they call themselves that, and differ in nothing else: what an upgrade is tested with.
+    """
     with _one_at_a_time():
-        target = CACHE / "builds" / fingerprint()
+        target = CACHE / "builds" / fingerprint(version)
         if not (target / "complete").is_file():
             shutil.rmtree(target, ignore_errors=True)
             with tempfile.TemporaryDirectory(prefix="build-", dir=CACHE) as scratch:
-                made = _build(Path(scratch))
+                made = _build(Path(scratch), version)
                 target.parent.mkdir(exist_ok=True)
                 shutil.move(made, target)
             (target / "complete").touch()
@@ -149,7 +152,15 @@ def _environment() -> Path:
     return python
 
 
-def _build(scratch: Path) -> Path:
+def _rename_version(source: Path, version: str) -> None:
+    """Let the sources in this folder call themselves ``version``."""
+    for name, line in (("dbproxy/__init__.py", "__version__ = "), ("pyproject.toml", "version = ")):
+        text = (source / name).read_text()
+        start = text.index(line) if text.startswith(line) else text.index("\n" + line) + 1
+        (source / name).write_text(f'{text[:start]}{line}"{version}"{text[text.index(chr(10), start) :]}')
+
+
+def _build(scratch: Path, version: str) -> Path:
     python = _environment()
     # Copies, because building a wheel writes into its source.
     for path in sources():
@@ -157,6 +168,8 @@ def _build(scratch: Path) -> Path:
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, copy)
     source = scratch / "source"
+    if version:
+        _rename_version(source, version)
     site, result = scratch / "site", scratch / "result"
     folders = [str(source), *(str(source / folder.relative_to(ROOT)) for folder in plugins())]
     install = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps", "--no-index"]
@@ -184,9 +197,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="where the results go (default: dist)")
     parser.add_argument("--for-tests", action="store_true", help="go on where tests can be skipped for a good reason")
+    parser.add_argument("--version", default="", metavar="VERSION", help="let it call itself that, to test an upgrade")
     options = parser.parse_args()
     try:
-        made = build()
+        made = build(options.version)
     except NoLibrary as failure:
         # Nearly every test can do without; a strict run fails by the skips that follow.
         print(f"freeze: {failure}", file=sys.stderr)
