@@ -28,6 +28,7 @@ from dbproxy.exchange import (
     Via,
 )
 from dbproxy.hooks.metrics import Sample
+from dbproxy.hooks.services import CallAnswer, Redactor, Services, Storage
 from dbproxy.hooks.specs import (
     API_VERSION,
     App,
@@ -40,6 +41,16 @@ from dbproxy.hooks.specs import (
     hookimpl,
 )
 from dbproxy.model.accumulate import Accumulator
+from dbproxy.model.link import Agent, Edge, Evidence, Link, Point, RequestKind
+from dbproxy.model.record import (
+    ExchangeClosed,
+    ExchangeLinked,
+    ExchangeOpened,
+    RateLimit,
+    Record,
+    RequestBody,
+    StreamPiece,
+)
 from dbproxy.model.usage import Usage
 from dbproxy.wire.coding import decode_body
 from dbproxy.wire.sse import SseEvent
@@ -48,27 +59,44 @@ from dbproxy.wire.sse import encode as encode_event
 __all__ = [
     "API_VERSION",
     "Accumulator",
+    "Agent",
     "App",
+    "CallAnswer",
     "ConfigError",
     "ConnectionFacts",
     "DbproxyError",
+    "Edge",
     "Emit",
+    "Evidence",
     "Exchange",
+    "ExchangeClosed",
+    "ExchangeLinked",
+    "ExchangeOpened",
     "Fields",
+    "Link",
     "LocalResponse",
     "Outcome",
     "PeerError",
     "PluginError",
+    "Point",
     "ProtocolViolation",
+    "RateLimit",
+    "Record",
+    "Redactor",
     "Refused",
+    "RequestBody",
     "RequestDraft",
     "RequestHead",
+    "RequestKind",
     "ResponseHead",
     "Sample",
     "SendBytes",
     "Service",
+    "Services",
     "SseEvent",
+    "Storage",
     "StreamFilter",
+    "StreamPiece",
     "StreamTap",
     "Timings",
     "TunnelDecision",

@@ -23,13 +23,14 @@ from dbproxy.hooks.metrics import Sample
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from dbproxy.hooks.services import Redactor, Services, Storage
     from dbproxy.wire.sse import SseEvent
 
 #: Entry-point group, and the project name for pluggy's markers.
 PROJECT = "dbproxy"
 
 #: (major, minor) of what `dbproxy.api` offers. A plugin may name the one it was written for: ``dbproxy_api = (1, 0)``.
-API_VERSION = (1, 0)
+API_VERSION = (1, 1)
 
 hookimpl = pluggy.HookimplMarker(PROJECT)
 _hookspec = pluggy.HookspecMarker(PROJECT)
@@ -50,12 +51,14 @@ class Emit(Protocol):
 class App:
     """What a plugin gets of the running proxy.
 
-    ``data_dir`` is the private data folder (a plugin keeps files under ``data_dir/"plugin-data"/NAME``).
+    ``data_dir`` is the private data folder (a plugin keeps files under ``data_dir/"plugin-data"/NAME``). ``services``
+    work from the end of `startup` on.
     """
 
     version: str
     data_dir: Path
     emit: Emit
+    services: Services | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +240,29 @@ def _tap(answer: Any, given: Any) -> Any:
     return answer
 
 
+def _storage(answer: Any, given: Any) -> Any:
+    for name in ("append", "counts", "flush", "close"):
+        if not callable(getattr(answer, name, None)):
+            raise _wrong(answer, f"an object with {name}()")
+    if not isinstance(getattr(answer, "state", None), str):
+        raise _wrong(answer, "an object with a state")
+    return answer
+
+
+def _redactor(answer: Any, given: Any) -> Any:
+    if not callable(answer) or inspect.iscoroutinefunction(answer):
+        raise _wrong(answer, "a plain function")
+    return answer
+
+
+def _texts(answer: Any, given: Any) -> list[str]:
+    texts = list(answer)
+    for text in texts:
+        if not isinstance(text, str):
+            raise _wrong(text, "a string")
+    return texts
+
+
 # ---- the specifications ------------------------------------------------------------------------------------------
 
 
@@ -320,6 +346,33 @@ def health() -> Mapping[str, object] | None:
 @_hook(Kind.ALL, _samples, deadline=1.0)
 def metrics() -> Iterable[Sample] | None:
     """Samples for ``/metrics``. Names start with ``dbproxy_``, counters end in ``_total``, label values are few."""
+
+
+@_hook(Kind.DECIDE, _storage, deadline=10.0)
+def open_storage(app: App) -> Storage | None:
+    """Keep the records of exchanges somewhere else than in the SQLite file.
+
+    The first answer wins; it gets every record in the order in which things became known (`dbproxy.api.Record`).
+    Commands that read what was captured read the SQLite file only.
+    """
+
+
+@_hook(Kind.ALL, _redactor, deadline=5.0)
+def redactor(app: App) -> Redactor | None:
+    """Name a function that takes more out of texts than the built-in patterns do.
+
+    It is called with ``("search", text)`` for all that enters the search index, and with ``("message", text)`` for the
+    strings of bodies where the setting `redact_messages` is on, in threads, before anything reaches the disk. One that
+    raises loses the text at hand, not the record.
+    """
+
+
+@_hook(Kind.ALL, _texts, deadline=2.0)
+def conversation_reset(prefix: str | None) -> Iterable[str] | None:
+    """Forget what is kept in memory about conversations whose id begins with ``prefix`` (all for None).
+
+    Returns the ids of those that were forgotten. What was captured stays.
+    """
 
 
 @_hook(Kind.DECIDE, _tunnel, deadline=0.2)

@@ -25,6 +25,7 @@ class RequestKind(StrEnum):
     COUNT_TOKENS = "count-tokens"
     WEB = "web"  # a side request that fetches or searches for the agent
     AUXILIARY = "auxiliary"  # any other side request
+    OWN = "own"  # made by the proxy, for a plugin
 
     @property
     def speaks(self) -> bool:

@@ -10,9 +10,11 @@ from pathlib import Path
 from dbproxy import api
 
 SURFACE = """
-API_VERSION Accumulator App ConfigError ConnectionFacts DbproxyError Emit Exchange Fields LocalResponse Outcome
-PeerError PluginError ProtocolViolation Refused RequestDraft RequestHead ResponseHead Sample SendBytes Service SseEvent
-StreamFilter StreamTap Timings TunnelDecision UpstreamError Usage Via decode_body encode_event hookimpl
+API_VERSION Accumulator Agent App CallAnswer ConfigError ConnectionFacts DbproxyError Edge Emit Evidence Exchange
+ExchangeClosed ExchangeLinked ExchangeOpened Fields Link LocalResponse Outcome PeerError PluginError Point
+ProtocolViolation RateLimit Record Redactor Refused RequestBody RequestDraft RequestHead RequestKind ResponseHead
+Sample SendBytes Service Services SseEvent Storage StreamFilter StreamPiece StreamTap Timings TunnelDecision
+UpstreamError Usage Via decode_body encode_event hookimpl
 """
 
 
@@ -20,7 +22,7 @@ def test_surface_is_pinned() -> None:
     assert api.__all__ == SURFACE.split()
     public = {name for name in vars(api) if not name.startswith("_") and name != "annotations"}
     assert public == set(api.__all__)
-    assert api.API_VERSION == (1, 0)
+    assert api.API_VERSION == (1, 1)
 
 
 def test_everything_is_documented() -> None:

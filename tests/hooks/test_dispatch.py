@@ -535,3 +535,42 @@ async def test_order(dispatch, manager, plug) -> None:
     manager.register(First(), "first")
     plug("second", tunnel_policy=lambda: "pass")
     assert await dispatch.decide("tunnel_policy", **WHERE) == "refuse"
+
+
+class Shelf:
+    """The least that is a store."""
+
+    state = ""
+
+    def append(self, record) -> None: ...
+
+    def counts(self) -> dict[str, int]:
+        return {}
+
+    def flush(self, timeout) -> bool:
+        return True
+
+    def close(self, timeout) -> None: ...
+
+
+async def test_hook_open_storage(dispatch, plug, app) -> None:
+    shelf = Shelf()
+    plug("bad", open_storage=lambda: object())
+    plug("good", open_storage=lambda app: shelf)
+    assert await dispatch.decide("open_storage", app=app) is shelf
+
+
+async def test_hook_redactor(dispatch, plug, app) -> None:
+    plug("shout", redactor=lambda: lambda where, text: text.upper())
+    plug("silent", redactor=lambda: None)
+    plug("bad", redactor=lambda: "***")
+    [(name, redact)] = await dispatch.collect("redactor", app=app)
+    assert (name, redact("search", "a")) == ("shout", "A")
+
+
+async def test_hook_conversation_reset(dispatch, plug) -> None:
+    known = ["c-1", "c-2", "d-3"]
+    plug("one", conversation_reset=lambda prefix: [id for id in known if id.startswith(prefix or "")])
+    plug("none", conversation_reset=lambda: None)
+    assert await dispatch.collect("conversation_reset", prefix="c-") == [("one", ["c-1", "c-2"])]
+    assert await dispatch.collect("conversation_reset", prefix=None) == [("one", known)]

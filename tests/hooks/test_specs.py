@@ -99,6 +99,10 @@ def test_hook_page_writes_itself(tmp_path: Path) -> None:
         ("stream_filter", None, object()),
         ("stream_tap", None, object()),
         ("exchange_finished", None, 1),
+        ("open_storage", None, object()),
+        ("redactor", None, "***"),
+        ("conversation_reset", None, [1]),
+        ("conversation_reset", None, 1),
     ],
 )
 def test_wrong_answers_are_refused(name: str, given: object, answer: object) -> None:
