@@ -45,12 +45,10 @@ class Built:
         return (self.folder / "BUILD").read_text().strip()
 
 
-@pytest.fixture(scope="session")
-def built() -> Built:
-    """The finished build; one of these very sources is used again."""
+def make(version: str = "") -> Built:
     freeze = load_freeze()
     try:
-        made = freeze.build()
+        made = freeze.build(version)
     except freeze.NoLibrary as error:
         pytest.skip(str(error))
     except freeze.NoPackages:
@@ -59,6 +57,18 @@ def built() -> Built:
         pytest.skip("without network the packages that build the executable cannot be had")
     archive = next(made.glob("dbproxy-*.tar.gz"))
     return Built(made / "dbproxy", archive.with_name(archive.name.removesuffix(".tar.gz")), archive)
+
+
+@pytest.fixture(scope="session")
+def built() -> Built:
+    """The finished build; one of these very sources is used again."""
+    return make()
+
+
+@pytest.fixture(scope="session")
+def built_next() -> Built:
+    """The same sources built once more as a version that is newer than any."""
+    return make("99.0.1")
 
 
 @pytest.fixture
