@@ -3,13 +3,17 @@
 A page in the user's browser can send requests to 127.0.0.1, and by DNS rebinding even read the answers. So requests
 outside a tunnel are checked by Origin and Sec-Fetch-Site on every path, and our own endpoints by Host too. Inside a
 tunnel nothing is checked: there every byte belongs to the upstream. Pure; no I/O.
+
+Who may read content says so with the control token, or, in a browser, with a cookie made from it: the cookie holds a
+time and a signature, so that it survives a new worker, ends by itself, and is worth nothing when the token changes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 from ipaddress import ip_address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from dbproxy.errors import ProtocolViolation
 from dbproxy.wire.target import parse_authority
@@ -18,6 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from dbproxy.exchange import Fields
+
+#: Seconds for which a browser that was let in once is let in.
+COOKIE_LIFE: Final = 30 * 86_400.0
 
 
 def _is_own_name(host: str, names: Collection[str]) -> bool:
@@ -70,3 +77,46 @@ def has_token(fields: Fields, token: str) -> bool:
     raw = fields.get(b"authorization") or b""
     scheme, _, value = raw.partition(b" ")
     return bool(token) and scheme.lower() == b"bearer" and hmac.compare_digest(value.strip(), token.encode())
+
+
+def _signature(token: str, purpose: str) -> str:
+    return hmac.new(token.encode(), f"dbproxy {purpose}".encode(), hashlib.sha256).hexdigest()
+
+
+def cookie_name(token: str) -> str:
+    """Cookies know no ports: each proxy of this machine gives its own another name."""
+    return f"dbproxy-{_signature(token, 'cookie name')[:12]}"
+
+
+def make_cookie(token: str, now: float) -> bytes:
+    """The Set-Cookie value that lets a browser in for `COOKIE_LIFE` from ``now`` (Unix seconds)."""
+    made = f"{int(now):x}"
+    value = f"{made}.{_signature(token, f'cookie of {made}')}"
+    return f"{cookie_name(token)}={value}; Max-Age={int(COOKIE_LIFE)}; Path=/; HttpOnly; SameSite=Strict".encode()
+
+
+def has_cookie(fields: Fields, token: str, now: float) -> bool:
+    """Whether the request carries our cookie, still valid, and comes from our own page or from nobody's.
+
+    A page of another port of this machine is the same site to a browser, so it would send the cookie along: what the
+    browser says about the sender is asked, too.
+    """
+    if not token or any(site not in (b"same-origin", b"none") for site in fields.tokens(b"sec-fetch-site")):
+        return False
+    wanted = cookie_name(token).encode()
+    for raw in fields.get_all(b"cookie"):
+        for pair in raw.split(b";"):
+            name, _, value = pair.strip().partition(b"=")
+            if name == wanted and _is_valid(value, token, now):
+                return True
+    return False
+
+
+def _is_valid(value: bytes, token: str, now: float) -> bool:
+    made, _, signature = value.partition(b".")
+    try:
+        at = int(made, 16)
+    except ValueError:
+        return False
+    right = _signature(token, f"cookie of {made.decode('ascii')}").encode()
+    return hmac.compare_digest(signature, right) and at - 86_400 <= now <= at + COOKIE_LIFE

@@ -127,3 +127,45 @@ def test_what_is_not_the_token(value):
 @pytest.mark.parametrize("value", ["Bearer", "Bearer ", ""])
 def test_an_empty_token_opens_nothing(value):
     assert not guard.has_token(fields(authorization=value), "")
+
+
+NOW = 1_800_000_000.0
+
+
+def cookie_of(token="a token", now=NOW):
+    return guard.make_cookie(token, now).decode().partition(";")[0]
+
+
+def test_a_cookie_lets_in_for_a_month_and_no_longer():
+    sent = fields(cookie=f"other=1; {cookie_of()}; more=2")
+    assert guard.has_cookie(sent, "a token", NOW)
+    assert guard.has_cookie(sent, "a token", NOW + guard.COOKIE_LIFE - 1)
+    assert not guard.has_cookie(sent, "a token", NOW + guard.COOKIE_LIFE + 1)
+    assert not guard.has_cookie(sent, "a token", NOW - 200_000)  # the clock was set back far
+    assert not guard.has_cookie(sent, "another token", NOW)
+    assert not guard.has_cookie(sent, "", NOW)
+
+
+def test_a_cookie_holds_no_token_and_says_what_a_browser_may_do_with_it():
+    made = guard.make_cookie("a token", NOW)
+    assert b"a token" not in made
+    assert made.endswith(b"; Path=/; HttpOnly; SameSite=Strict")
+    assert guard.cookie_name("a token") != guard.cookie_name("another token")
+
+
+def test_a_cookie_cannot_be_made_younger():
+    name, _, value = cookie_of().partition("=")
+    made, _, signature = value.partition(".")
+    later = f"{int(made, 16) + 1000:x}"
+    wrong = [f"{later}.{signature}", signature, f"{made}.", f"{made}", "", ".", f"0x{made}.{signature}", "\xff.\xff"]
+    for text in wrong:
+        raw = Fields.of([(b"cookie", f"{name}={text}".encode("latin-1"))])
+        assert not guard.has_cookie(raw, "a token", NOW), text
+    assert not guard.has_cookie(fields(cookie=f"x{name}={value}"), "a token", NOW)
+
+
+@pytest.mark.parametrize(
+    ("site", "lets_in"), [("same-origin", True), ("none", True), ("same-site", False), ("x", False)]
+)
+def test_a_cookie_counts_only_for_our_own_page(site, lets_in):
+    assert guard.has_cookie(fields(cookie=cookie_of(), sec_fetch_site=site), "a token", NOW) is lets_in
