@@ -41,6 +41,8 @@ class _Top(msgspec.Struct, gc=False):
     tools: msgspec.Raw = msgspec.Raw(b"null")
     metadata: msgspec.Raw = msgspec.Raw(b"null")
     thread: msgspec.Raw = msgspec.Raw(b"null")
+    output_config: msgspec.Raw = msgspec.Raw(b"null")
+    diagnostics: msgspec.Raw = msgspec.Raw(b"null")
 
 
 _TOP: Final = msgspec.json.Decoder(_Top).decode
@@ -138,7 +140,35 @@ class MessagesRequest:
     @cached_property
     def system(self) -> tuple[str, ...]:
         """The texts of the system prompt's blocks, without the billing line, which changes with every request."""
-        return tuple(text for text in texts(self._value("system")) if not text.startswith(_BILLING))
+        return tuple(text for text in self._system if not text.startswith(_BILLING))
+
+    @cached_property
+    def _system(self) -> list[str]:
+        return texts(self._value("system"))
+
+    @cached_property
+    def billing(self) -> dict[str, str]:
+        """The fields of the billing block that opens the system prompt, e.g. ``cc_is_subagent``, ``cc_prev_req``
+        (client facts 3.1); empty without one."""
+        line = next((text for text in self._system if text.startswith(_BILLING)), "")
+        pairs = (part.partition("=") for part in line[len(_BILLING) :].split(";"))
+        return {name.strip(): value.strip() for name, mark, value in pairs if mark}
+
+    @property
+    def is_subagent(self) -> bool:
+        """Does the billing block say that a subagent speaks?"""
+        return self.billing.get("cc_is_subagent") == "true"
+
+    @cached_property
+    def follows(self) -> str:
+        """The message id of the answer before this request, as the client's diagnostics name it; "" if they do not."""
+        return shapes.text(shapes.mapping(self._value("diagnostics")).get("previous_message_id"))
+
+    @cached_property
+    def answer_properties(self) -> tuple[str, ...]:
+        """Names of the properties that a structured answer must have."""
+        form = shapes.mapping(shapes.mapping(self._value("output_config")).get("format"))
+        return tuple(shapes.mapping(shapes.mapping(form.get("schema")).get("properties")))
 
     @cached_property
     def last_user_text(self) -> str:
@@ -160,6 +190,10 @@ class MessagesRequest:
         (API facts 2.6)."""
         thread = shapes.mapping(self._value("thread"))
         return shapes.text(thread.get("previous_message_id")) if thread.get("type") == "continue" else None
+
+    def is_claude_code(self, fields: Fields) -> bool:
+        """Does Claude Code itself speak, as far as its User-Agent or its metadata say?"""
+        return header(fields, b"user-agent").startswith("claude-cli/") or bool(self.identity.session)
 
     def session(self, fields: Fields) -> str:
         """The client's session id: header first, then ``metadata.user_id``; "" if neither tells (client facts 0.3)."""
