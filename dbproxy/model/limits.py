@@ -17,6 +17,8 @@ from dbproxy.model.record import RateLimit
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from dbproxy.exchange import Fields
+
 #: The verdict over all windows of a subscription; every other unified window stands under its own name.
 OVERALL: Final = "unified"
 #: Length in seconds of the windows that have one.
@@ -33,13 +35,10 @@ _PREFIX: Final = b"anthropic-"
 _MOST: Final = 32
 
 
-def rate_limits(pairs: Iterable[tuple[bytes, bytes]]) -> tuple[RateLimit, ...]:
-    """The limits among header fields (lower-case name, value), as ``Fields.pairs()`` gives them, in their order.
-
-    Of a field that is sent twice, the first counts.
-    """
+def rate_limits(fields: Fields) -> tuple[RateLimit, ...]:
+    """The limits among an answer's header fields, in their order. Of a field that is sent twice, the first counts."""
     found: dict[str, dict[str, str]] = {}
-    for raw, value in pairs:
+    for raw, value in fields.pairs():
         if not raw.startswith(_PREFIX):
             continue
         name = raw.decode("latin-1")
@@ -55,15 +54,15 @@ def rate_limits(pairs: Iterable[tuple[bytes, bytes]]) -> tuple[RateLimit, ...]:
     return tuple(_limit(window, fields) for window, fields in found.items())
 
 
-def _limit(window: str, fields: dict[str, str]) -> RateLimit:
-    status = fields.get("status", "")
+def _limit(window: str, said: dict[str, str]) -> RateLimit:
+    status = said.get("status", "")
     return RateLimit(
         window=window,
         status=status if _STATUS.match(status) else "",
-        utilization=_number(fields.get("utilization", ""), -1.0),
-        resets=_time(fields.get("reset", "")),
-        limit=int(_number(fields.get("limit", ""), 0.0)),
-        remaining=int(_number(fields.get("remaining", ""), 0.0)),
+        utilization=_number(said.get("utilization", ""), -1.0),
+        resets=_time(said.get("reset", "")),
+        limit=int(_number(said.get("limit", ""), 0.0)),
+        remaining=int(_number(said.get("remaining", ""), 0.0)),
     )
 
 

@@ -27,6 +27,7 @@ _VARIABLE = "dbproxy_beside="
 _SCRIPT = r"""#!/bin/sh
 # Claude Code's status line: says ON when the proxy has seen this very session, prints nothing of its own otherwise.
 # $1, if given, is the status line command that was there before: it runs first, with the same standard input.
+# What it reads is described in dbproxy/app/sessions.py; words that it does not know, or that look odd, it leaves out.
 run={run}
 input=$(cat)
 before=
@@ -35,20 +36,56 @@ if [ -n "${{1-}}" ]; then
 fi
 mark=
 field() {{ sed -n "s/.*\"$1\"[[:space:]]*:[[:space:]]*\"\{{0,1\}}\([A-Za-z0-9_-]\{{1,\}}\).*/\1/p" | head -n 1; }}
+whole() {{ case $1 in '' | *[!0-9]* | 0?* | ?????????????*) return 1 ;; esac; }}
+# When a moment comes, in this machine's time; first BSD's way of saying it, then GNU's (an old BSD misreads that one).
+moment() {{ LC_ALL=C date -r "$1" "$2" 2>/dev/null || LC_ALL=C date -d "@$1" "$2" 2>/dev/null; }}
+# A window of the account: its name, how to write its end, percent used, Unix time of its end, status.
+# When the end is past, the window has begun anew, and nothing is known of the new one.
+window() {{
+  end=
+  whole "$3" || return 0
+  if whole "$4" && [ "$4" -gt 0 ]; then
+    [ "$4" -gt "$now" ] || return 0
+    end=$(moment "$4" "$2")
+  fi
+  mark="$mark · $1 $3%"
+  case $5 in '' | allowed) ;; *) mark="$mark!" ;; esac
+  [ -z "$end" ] || mark="$mark until $end"
+}}
 session=$(printf '%s\n' "$input" | field session_id)
 pid=$(field pid 2>/dev/null <"$run/daemon.json" || :)
 if [ -n "$session" ] && [ -r "$run/status/$session" ] && [ -n "$pid" ] && kill -0 "$pid" 2>/dev/null; then
-  on= phase= tokens=
-  read -r on phase tokens <"$run/status/$session" || :
+  on= phase= tokens= size= usd= partly= five= seven=
+  {{
+    read -r on phase tokens rest || :
+    while read -r name value more; do
+      case $name in
+        window) size=$value ;;
+        cost) usd=$value partly=$more ;;
+        5h) five="$value $more" ;;
+        7d) seven="$value $more" ;;
+      esac
+    done
+  }} <"$run/status/$session"
   if [ "$on" = ON ]; then
     mark='◈ dbproxy ON'
     case $phase in
       '' | - | IDLE | *[!A-Za-z_]*) ;;
       *) mark="$mark $phase" ;;
     esac
-    case $tokens in
-      '' | 0 | *[!0-9]*) ;;
-      *) [ "$tokens" -ge 1000 ] && mark="$mark $((tokens / 1000))k" ;;
+    if whole "$tokens" && [ "$tokens" -ge 1000 ]; then
+      mark="$mark $((tokens / 1000))k"
+      whole "$size" && [ "$size" -gt 0 ] && mark="$mark ($((tokens * 100 / size))%)"
+    fi
+    now=$(date +%s)
+    set -f # the words are data, not patterns
+    set -- $five
+    window 5h +%H:%M "${{1-}}" "${{2-}}" "${{3-}}"
+    set -- $seven
+    window 7d '+%a %H:%M' "${{1-}}" "${{2-}}" "${{3-}}"
+    case $usd in
+      *[!0-9.]* | *.*.* | .* | *. | '') ;;
+      *.??*) mark="$mark · \$${{usd%%.*}}.$(printf '%.2s' "${{usd#*.}}")" && [ "$partly" = + ] && mark="$mark+" ;;
     esac
     [ -e "$run/degraded" ] && mark='◈ dbproxy DEGRADED'
   fi

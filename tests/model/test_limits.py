@@ -15,7 +15,7 @@ from dbproxy.model.record import RateLimit
 
 def read(*fields: tuple[str, str]) -> dict[str, RateLimit]:
     made = Fields.of((name.encode(), value.encode("latin-1")) for name, value in fields)
-    return {limit.window: limit for limit in rate_limits(made.pairs())}
+    return {limit.window: limit for limit in rate_limits(made)}
 
 
 def unified(**fields: str) -> dict[str, RateLimit]:

@@ -179,3 +179,64 @@ def test_a_file_is_replaced_whole_with_its_mode_and_through_links(tmp_path):
     assert real.read_bytes() == '{"ä": "\r\n"}'.encode()
     assert real.stat().st_mode & 0o777 == 0o640
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dotfiles.json", "settings.json"]
+
+
+def shown(line, status):
+    text = line(SEEN, status)
+    assert text.startswith("\x1b[1;38;5;48m◈ dbproxy ON")
+    return text.removeprefix("\x1b[1;38;5;48m◈ dbproxy ON").removesuffix("\x1b[0m\n")
+
+
+FUTURE = 4102444800  # 2100-01-01 00:00 UTC, a Friday
+
+
+def test_context_windows_and_cost_are_shown(line):
+    status = f"ON IDLE 123456\nwindow 200000\ncost 12.345678\n5h 42 {FUTURE} allowed\n7d 18 {FUTURE + 3600} allowed\n"
+    assert shown(line, status) == " 123k (61%) · 5h 42% until 00:00 · 7d 18% until Fri 01:00 · $12.34"
+
+
+def test_what_is_not_known_is_left_out(line):
+    assert shown(line, "ON IDLE 0\ncost 0.000001\n") == " · $0.00"
+    assert shown(line, f"ON WAL 5000\n7d 3 {FUTURE}\nnewer 1 2 3\n") == " WAL 5k · 7d 3% until Fri 00:00"
+    assert shown(line, "ON IDLE 5000\nwindow 0\n5h 7 0 allowed\n") == " 5k · 5h 7%"
+
+
+def test_a_warning_and_an_unpriced_part_are_marked(line):
+    status = f"ON IDLE 0\n5h 91 {FUTURE} allowed_warning\n7d 100 {FUTURE} rejected\ncost 3.500000 +\n"
+    assert shown(line, status) == " · 5h 91%! until 00:00 · 7d 100%! until Fri 00:00 · $3.50+"
+
+
+def test_a_window_whose_end_is_past_says_nothing_about_the_next(line):
+    assert shown(line, f"ON IDLE 0\n5h 91 1784560000 allowed\n7d 20 {FUTURE}\n") == " · 7d 20% until Fri 00:00"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "window $(id)",
+        "window -5",
+        "window 08",
+        "cost 1.2.3",
+        "cost 1",
+        "cost .50",
+        "cost $(id)",
+        "cost 1e400000.00",
+        "5h 9x 1 allowed",
+        "5h * * *",
+        "5h \x1b[2J",
+        "7d",
+        "7d 99999999999999999999 1 x",
+        "%s %n",
+    ],
+)
+def test_odd_figures_are_left_out(line, words, tmp_path):
+    assert shown(line, f"ON IDLE 5000\n{words}\n") == " 5k"
+
+
+def test_an_earlier_script_reads_the_first_line_alone(line):
+    """A script that was installed before the figures came takes the first three words of the file."""
+    old = 'read -r on phase tokens <"$0"; printf "%s|%s|%s" "$on" "$phase" "$tokens"'
+    path = Path(os.environ["HOME"]) / "status"
+    path.write_text("ON IDLE 123456\nwindow 200000\ncost 1.000000\n")
+    done = subprocess.run(["sh", "-c", old, str(path)], capture_output=True, text=True, timeout=20)
+    assert done.stdout == "ON|IDLE|123456"
