@@ -17,7 +17,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-_MOMENT = 1.0  # seconds from a request to the middle of its answer
+_MOMENT = 0.5  # seconds from a request to the middle of its answer
 _RUN = Path.home() / ".local" / "share" / "dbproxy" / "run"
 
 
