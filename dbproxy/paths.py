@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import stat
 import sys
 from dataclasses import dataclass
@@ -166,7 +165,7 @@ def write_private(path: Path, data: bytes | str) -> None:
     A reader sees the old content or the new, also after a crash. Raises ConfigError.
     """
     content = data.encode() if isinstance(data, str) else data
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     try:
         try:

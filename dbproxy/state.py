@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import socket
 import sys
 import time
@@ -68,7 +67,7 @@ class DaemonState:
         return cls(
             pid=pid,
             pid_identity=process_identity(pid),
-            instance=secrets.token_hex(8),
+            instance=os.urandom(8).hex(),
             listen=listen,
             version=__version__,
             started=time.time() if started is None else started,

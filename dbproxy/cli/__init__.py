@@ -11,11 +11,11 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING, NamedTuple
 
 from dbproxy import __version__
 from dbproxy.errors import DbproxyError
 
+TYPE_CHECKING = False  # not from typing, which the supervisor's process can do without
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     from dbproxy.cli.options import CommandLine
 
 
-class Command(NamedTuple):
-    """Where a command lives and what it does, in one line."""
+class Command:
+    """Where a command lives and what it does, in one line. A plain class, because nothing is made faster."""
 
-    module: str
-    summary: str
-    launches: bool = False
+    __slots__ = ("launches", "module", "summary")
+
+    def __init__(self, module: str, summary: str, launches: bool = False) -> None:
+        self.module = module
+        self.summary = summary
+        self.launches = launches
 
 
 COMMANDS: dict[str, Command] = {

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from dbproxy.cli.common import current_folder, load_config, say
@@ -185,12 +186,17 @@ def _scope(config: Config, user: Mapping[str, str], seen: Mapping[str, str], bun
 def _fingerprint(bundle: Path) -> str:
     """SHA-256 of the current root, the first certificate of the bundle, as the authority names it (lower-case hex)."""
     import base64
-    import hashlib
+
+    try:
+        # ``hashlib`` prefers OpenSSL's, and to load that takes 4 ms of a launch.
+        sha256 = import_module("_sha256").sha256
+    except ImportError:
+        from hashlib import sha256
 
     try:
         text = bundle.read_text("ascii", "replace")
         body = text.split("-----BEGIN CERTIFICATE-----", 1)[1].split("-----END CERTIFICATE-----", 1)[0]
-        return hashlib.sha256(base64.b64decode(body)).hexdigest()
+        return str(sha256(base64.b64decode(body)).hexdigest())
     except (OSError, IndexError, ValueError) as error:
         raise LaunchError(
             f"the proxy's root certificate {bundle} cannot be read", hint="`dbproxy restart` writes it anew"

@@ -6,7 +6,6 @@ argparse cannot promise. Must never import trio or the network. Invariant: the r
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -137,6 +136,8 @@ def _negated(flag: str, options: Mapping[str, SettingOption]) -> SettingOption |
 
 
 def _unknown(flag: str, options: Mapping[str, SettingOption]) -> str:
+    import difflib
+
     near = difflib.get_close_matches(flag, [*options, *_OWN], n=1, cutoff=0.6)
     advice = f" Did you mean {near[0]}?" if near else ""
     return f"unknown option {flag}.{advice} Options of the agent stand behind the word claude or run"

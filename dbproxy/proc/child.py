@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -227,7 +226,7 @@ def can_bind(address: str) -> bool:
 
 def find_program(name: str, env: Mapping[str, str]) -> str:
     """The full path of a program as the shell would find it. LaunchError when it is missing or not executable."""
-    found = shutil.which(name, path=env.get("PATH", os.defpath))
+    found = _which(name, env.get("PATH", os.defpath))
     if found is not None:
         return found
     if os.sep in name and Path(name).exists():
@@ -238,6 +237,17 @@ def find_program(name: str, env: Mapping[str, str]) -> str:
             hint="Install Claude Code (npm install -g @anthropic-ai/claude-code), or use: dbproxy run CMD",
         )
     raise LaunchError(f"{name} is not on your PATH", hint="Check the spelling, or give its full path")
+
+
+def _which(name: str, path: str) -> str | None:
+    """As ``shutil.which``, without its import, which loads every kind of archive: 3 ms of every launch."""
+    if sys.platform == "win32":
+        import shutil
+
+        return shutil.which(name, path=path)
+    folders = [""] if os.path.dirname(name) else path.split(os.pathsep) if path else []
+    candidates = (os.path.join(folder, name) for folder in folders)
+    return next((file for file in candidates if os.path.isfile(file) and os.access(file, os.X_OK)), None)
 
 
 def become(program: str, arguments: Sequence[str], env: Mapping[str, str]) -> int:

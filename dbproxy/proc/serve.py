@@ -12,7 +12,6 @@ import os
 import pickle
 import signal
 import sys
-import tempfile
 from dataclasses import fields
 from typing import TYPE_CHECKING, NoReturn
 
@@ -160,6 +159,8 @@ def _anonymous(folder: Path, data: bytes) -> int:
     if sys.platform == "linux":
         fd = os.memfd_create("dbproxy", 0)
     else:
+        import tempfile
+
         with tempfile.TemporaryFile(dir=folder) as file:
             fd = os.dup(file.fileno())
     os.write(fd, data)

@@ -9,6 +9,8 @@ from dbproxy.proc import frozen
 
 if __name__ == "__main__":
     frozen.start()
+    if sys.argv[1:2] != ["supervise"]:  # that one uses nothing which would import it
+        frozen.put_off("inspect")
     from dbproxy import cli
 
     name = os.path.basename(sys.argv[0]).removesuffix(".exe")
