@@ -9,8 +9,10 @@ not check before use, since another process may have swept the row.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
+import sqlite3
 from array import array
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -23,7 +25,6 @@ from dbproxy.model import parts as bodies
 from dbproxy.model.parts import Parts, Piece
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Callable, Iterator, Sequence
 
 LEVEL: Final = 3  # level 1 does not find the long matches (performance facts 10)
@@ -60,8 +61,11 @@ class Codec:
         self.current = number
         self._compressor = self._plain
         if row is not None:
-            dictionary = _dictionary(row[1])
-            dictionary.precompute_compress(level=self._level)
+            try:
+                dictionary = _dictionary(row[1])
+                dictionary.precompute_compress(level=self._level)
+            except zstandard.ZstdError as error:
+                raise sqlite3.DatabaseError(f"the dictionary {number} of the file is damaged") from error
             self._compressor = zstandard.ZstdCompressor(dict_data=dictionary, write_dict_id=False)
 
     def compress(self, data: bytes) -> bytes:
@@ -183,7 +187,10 @@ class BlobWriter:
     def _frame(self, data: bytes, base: int | None) -> tuple[bytes, int | None]:
         """The smaller one of the frames with the base and with the dictionary."""
         if base is not None:
-            found = self._reader.base(base)
+            try:
+                found = self._reader.base(base)
+            except (KeyError, zstandard.ZstdError):
+                found = None  # damaged or swept: told by verify; what is new does without it
             if found is not None and len(found[1]) <= LARGEST_BASE:
                 base, content = found
                 frame = self._codec.compress_with(data, content)
@@ -300,7 +307,8 @@ class BlobWriter:
         for number, size in rows:
             if 32 <= size <= 64 * 1024 and left > 0:
                 left -= size
-                found.append(self._reader.blob(number))
+                with contextlib.suppress(KeyError, zstandard.ZstdError):
+                    found.append(self._reader.blob(number))
         return found
 
     def add_dictionary(self, data: bytes, now: float) -> None:

@@ -23,7 +23,11 @@ VERSION: Final = 1
 #: ``PRAGMA application_id``: "dbpx".
 APPLICATION_ID: Final = 0x64627078
 
-TABLES: Final = """
+#: Words of messages and answers; rowid is the blob's id. detail=none keeps it small: phrases are checked afterwards.
+SEARCH: Final = "CREATE VIRTUAL TABLE search USING fts5(text, content='', detail=none, tokenize='unicode61');"
+
+TABLES: Final = (
+    """
 -- Shared dictionaries of the compression; data is a zstandard frame of one. Dropped when nothing was packed with it.
 CREATE TABLE dictionary(id INTEGER PRIMARY KEY, made REAL NOT NULL, data BLOB NOT NULL);
 
@@ -179,8 +183,8 @@ CREATE TABLE rate_limit(
 
 CREATE TABLE shed(at REAL NOT NULL, exchange TEXT NOT NULL, bytes INTEGER NOT NULL);
 
--- Words of messages and answers; rowid is the blob's id. detail=none keeps it small: phrases are checked afterwards.
-CREATE VIRTUAL TABLE search USING fts5(text, content='', detail=none, tokenize='unicode61');
--- Where a blob was first seen, so that a hit leads to an exchange.
+-- Where a blob that is in the search index was first seen, so that a hit leads to an exchange.
 CREATE TABLE found_in(blob INTEGER PRIMARY KEY, exchange TEXT NOT NULL, role TEXT NOT NULL);
 """
+    + SEARCH
+)

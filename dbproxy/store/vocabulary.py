@@ -21,9 +21,9 @@ VOCABULARY: Final = (
     b'"type":"string"},"file_path":{"description":"The absolute path to the file","type":"string"},"pattern":{'
     b'"description":"","type":"string","enum":[]},"timeout":{"type":"number"}},"required":["command"],'
     b'"additionalProperties":false}}'
-    b'{"type":"text","text":"<system-reminder>\\nAs you answer the user\'s questions, you can use the following context:'
-    b"\\n# claudeMd\\nCodebase and user instructions are shown below. IMPORTANT: this context may or may not be relevant"
-    b" to your tasks. You should not respond to this context unless it is highly relevant to your task.\\n"
+    b'{"type":"text","text":"<system-reminder>\\nAs you answer the user\'s questions, you can use this context:'
+    b"\\n# claudeMd\\nCodebase and user instructions are shown below. IMPORTANT: this context may or may not be"
+    b" relevant to your tasks. You should not respond to this context unless it is highly relevant to your task.\\n"
     b'</system-reminder>\\n"}'
     b"The file has been updated successfully. The todo list has been modified successfully. No matches found\\n"
     b"import from return self def class None True False if not else for in async await function const export\\n    "

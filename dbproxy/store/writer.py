@@ -1,0 +1,623 @@
+"""The store: takes records from any thread and writes them from one of its own.
+
+Owns the queue, the writer's thread and what it does when the file cannot be written. Imports base, model and store;
+never trio. Invariants: ``append`` never waits for the disk and never raises; the queue is bounded by bytes and sheds
+transcripts before facts, counted; a batch is committed whole or tried again; every failure is visible in ``state`` and
+heals without a restart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import sqlite3
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from dbproxy.model.record import ExchangeClosed, ExchangeOpened
+from dbproxy.store import files, migrations, schema
+from dbproxy.store.blobs import BlobWriter, Codec, train
+from dbproxy.store.records import Recorder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from dbproxy.model.record import Record
+
+#: What a record weighs beside its transcript, about.
+FACT_BYTES: Final = 2048
+#: A batch is committed when it reached this.
+BATCH_RECORDS: Final = 256
+BATCH_BYTES: Final = 8 * 1024 * 1024
+#: Seconds that others may be kept from writing by a history of very many new messages.
+HOLD: Final = 0.25
+#: Seconds between two signs of life, and after how many without one a process counts as dead.
+ALIVE_EVERY: Final = 30.0
+DEAD_AFTER: Final = 180.0
+#: Seconds before a failed write is tried again: the first pause and the longest.
+RETRY: Final = (0.1, 15.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What became of records since the start. Bytes are of transcripts and facts as they wait, uncompressed."""
+
+    queued: int = 0
+    queued_bytes: int = 0
+    written: int = 0
+    shed_transcripts: int = 0
+    shed_facts: int = 0
+    errors: int = 0  # records that could not be written for their own sake
+    failures: int = 0  # batches that could not be written for the file's sake
+
+
+class Store:
+    """Keeps records in one SQLite file. Made with ``Store.open``; several processes may have one on the same file."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        redact: Callable[[str], str],
+        on_state: Callable[[str], None],
+        queue_bytes: int,
+        batch_seconds: float,
+        busy_seconds: float,
+        index: bool,
+        clock: Callable[[], float],
+    ) -> None:
+        self.path = path
+        self._redact = redact
+        self._on_state = on_state
+        self._limit = queue_bytes
+        self._gather = batch_seconds
+        self._busy_seconds = busy_seconds
+        self._index = index
+        self._clock = clock
+        self._change = threading.Condition()
+        self._queue: deque[_Entry] = deque()
+        self._heavy: deque[_Entry] = deque()  # those with a transcript, oldest first
+        self._waiting = 0  # bytes
+        self._taken = 0  # records given to append
+        self._done = 0  # records that left the queue, one way or the other
+        self._written = self._shed_transcripts = self._shed_facts = self._errors = self._failures = 0
+        self._urgent = False
+        self._closing = False
+        self._deadline = 0.0
+        self._state = ""
+        self._file: _File | None = None
+        self._doubtful = False  # damage was met, and not found when it was looked for
+        self._open_here: set[str] = set()
+        self._thread = threading.Thread(target=self._run, name="store", daemon=True)
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        redact: Callable[[str], str],
+        on_state: Callable[[str], None] = lambda state: None,
+        queue_bytes: int = 64 * 1024 * 1024,
+        batch_seconds: float = 0.05,
+        busy_seconds: float = 5.0,
+        index: bool = True,
+        clock: Callable[[], float] = time.time,
+    ) -> Store:
+        """Start a store on the file ``path``; it is opened, made or migrated in the writer's thread.
+
+        ``redact`` changes every text before it reaches the search index (``index`` False: there is none). ``on_state``
+        is called in the writer's thread with the new ``state``; what was wrong and is mended is told too (a file that
+        was put aside). ``queue_bytes`` bounds what waits, ``batch_seconds`` is how long records are gathered,
+        ``busy_seconds`` how long another process may hold the file before that shows in ``state``.
+        """
+        store = cls(
+            path,
+            redact=redact,
+            on_state=on_state,
+            queue_bytes=queue_bytes,
+            batch_seconds=batch_seconds,
+            busy_seconds=busy_seconds,
+            index=index,
+            clock=clock,
+        )
+        store._thread.start()
+        return store
+
+    @property
+    def state(self) -> str:
+        """Empty while all is well, else why nothing can be written now and what to do about it."""
+        return self._state
+
+    @property
+    def counts(self) -> Counts:
+        """What became of records so far."""
+        with self._change:
+            return Counts(
+                queued=len(self._queue),
+                queued_bytes=self._waiting,
+                written=self._written,
+                shed_transcripts=self._shed_transcripts,
+                shed_facts=self._shed_facts,
+                errors=self._errors,
+                failures=self._failures,
+            )
+
+    def append(self, record: Record) -> None:
+        """Take a record. Thread-safe; never waits for the disk, never raises."""
+        try:
+            entry = _Entry(record, _weight(record))
+            with self._change:
+                self._taken += 1
+                if self._closing:
+                    self._lose(entry)
+                    return
+                if not self._make_room(entry):
+                    return
+                self._waiting += entry.weight
+                first = not self._queue
+                self._queue.append(entry)
+                if entry.weight > FACT_BYTES:
+                    self._heavy.append(entry)
+                if first or self._waiting > self._limit // 2:
+                    self._change.notify_all()
+        except Exception:  # nothing that a record holds may reach a request
+            self._errors += 1
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until everything taken so far is in the file (or lost and counted); False after ``timeout`` seconds."""
+        with self._change:
+            goal = self._taken
+            self._urgent = True
+            self._change.notify_all()
+            return self._change.wait_for(lambda: self._done >= goal, timeout)
+
+    def close(self, timeout: float) -> bool:
+        """Write what waits and end the thread; False if that took longer than ``timeout`` seconds and was given up."""
+        with self._change:
+            self._closing = True
+            self._urgent = True
+            self._deadline = time.monotonic() + timeout
+            self._change.notify_all()
+        self._thread.join(timeout + 1.0)
+        return not self._thread.is_alive() and not self._queue
+
+    # -- the queue; each of these holds the lock
+
+    def _make_room(self, entry: _Entry) -> bool:
+        """Shed until ``entry`` fits: its own transcript, then those that wait longest, then the entry itself."""
+        if self._waiting + entry.weight > self._limit:
+            self._strip(entry)
+        while self._waiting + entry.weight > self._limit and self._heavy:
+            old = self._heavy.popleft()
+            if old.queued and not old.taken:
+                before = old.weight
+                self._strip(old)
+                self._waiting -= before - old.weight
+        if self._waiting + entry.weight > self._limit:
+            self._lose(entry)
+            return False
+        return True
+
+    def _strip(self, entry: _Entry) -> None:
+        record = entry.record
+        if isinstance(record, ExchangeOpened) and record.body is not None:
+            entry.record = dataclasses.replace(record, body=None)
+        elif isinstance(record, ExchangeClosed) and (record.stream is not None or record.message is not None):
+            entry.record = dataclasses.replace(record, stream=None, message=None)
+        else:
+            return
+        entry.shed += entry.weight - FACT_BYTES
+        entry.weight = FACT_BYTES
+        self._shed_transcripts += 1
+
+    def _lose(self, entry: _Entry) -> None:
+        self._shed_facts += 1
+        self._done += 1
+        self._change.notify_all()
+
+    def _take(self) -> list[_Entry]:
+        """The next batch; it stays in the queue until it is written."""
+        batch: list[_Entry] = []
+        weight = 0
+        for entry in self._queue:
+            batch.append(entry)
+            entry.taken = True
+            weight += entry.weight
+            if len(batch) >= BATCH_RECORDS or weight >= BATCH_BYTES:
+                break
+        return batch
+
+    def _put_back(self, batch: list[_Entry]) -> None:
+        with self._change:
+            for entry in batch:
+                entry.taken = False
+            self._heavy = deque(entry for entry in self._queue if entry.weight > FACT_BYTES)
+
+    def _finish(self, batch: list[_Entry]) -> None:
+        with self._change:
+            for entry in batch:
+                self._queue.popleft()
+                entry.queued = False
+                self._waiting -= entry.weight
+            while self._heavy and not self._heavy[0].queued:
+                self._heavy.popleft()
+            self._done += len(batch)
+            self._urgent = self._urgent and bool(self._queue)
+            self._change.notify_all()
+
+    # -- the writer's thread
+
+    def _run(self) -> None:
+        try:
+            self._write_on()
+        finally:
+            self._leave()
+
+    def _write_on(self) -> None:
+        pause = 0.0
+        while True:
+            with self._change:
+                if not self._queue and not self._closing and not pause and self._file is not None:
+                    self._change.wait(ALIVE_EVERY)
+                if pause:
+                    # While the file fails, neither a full queue nor a flush makes it be tried more often.
+                    end = time.monotonic() + pause
+                    while not self._closing and (left := end - time.monotonic()) > 0:
+                        self._change.wait(left)
+                elif self._queue and not self._urgent and self._waiting <= self._limit // 2:
+                    self._change.wait_for(
+                        lambda: self._urgent or self._closing or self._waiting > self._limit // 2, self._gather
+                    )
+                batch = self._take()
+                closing = self._closing
+            trouble = self._attempt(batch)
+            if not trouble:
+                pause = 0.0
+                if closing and not self._queue:
+                    return
+                continue
+            self._put_back(batch)
+            if closing and time.monotonic() + RETRY[0] >= self._deadline:
+                return
+            pause = min(max(pause * 2, RETRY[0]), RETRY[1])
+            if closing:
+                pause = RETRY[0]
+                threading.Event().wait(pause)
+
+    def _attempt(self, batch: list[_Entry]) -> bool:
+        """Write a batch; whether that failed for the file's sake."""
+        try:
+            file = self._ready()
+            if batch:
+                self._commit(file, batch)
+            file.look_after(bool(self._open_here))
+        except (sqlite3.Error, OSError, migrations.UnusableFile) as error:
+            self._failures += 1
+            self._failed(error)
+            return True
+        except Exception as error:  # ours to mend, but a store that stopped would be worse
+            self._failures += 1
+            self._drop_file()
+            self._say(f"{type(error).__name__} in the store")
+            return True
+        self._doubtful = self._doubtful and not batch
+        self._say("")
+        return False
+
+    def _ready(self) -> _File:
+        """The open file; opened again if another one took its name."""
+        if self._file is not None and files.identity(self.path) != self._file.identity:
+            self._drop_file()
+        if self._file is None:
+            self._file = _File(self)
+        return self._file
+
+    def _commit(self, file: _File, batch: list[_Entry]) -> None:
+        try:
+            file.write(batch)
+            written = len(batch)
+        except (sqlite3.Error, OSError) as error:
+            if not _is_of_a_record(error):
+                raise
+            written = self._one_by_one(file, batch)
+        except Exception:
+            written = self._one_by_one(file, batch)
+        self._written += written
+        self._errors += len(batch) - written
+        for entry in batch:
+            if isinstance(entry.record, ExchangeOpened):
+                self._open_here.add(entry.record.id)
+            elif isinstance(entry.record, ExchangeClosed):
+                self._open_here.discard(entry.record.id)
+        self._finish(batch)
+
+    def _one_by_one(self, file: _File, batch: list[_Entry]) -> int:
+        """Something in the batch cannot be written: find out what, keep the rest."""
+        written = 0
+        for entry in batch:
+            try:
+                file.write([entry])
+                written += 1
+            except (sqlite3.Error, OSError) as error:
+                if not _is_of_a_record(error):
+                    raise
+            except Exception:  # this record's fault: counted in errors
+                continue
+        return written
+
+    def _failed(self, error: Exception) -> None:
+        """Say what is wrong, and mend what can be mended."""
+        reason = _explain(error)
+        if isinstance(error, sqlite3.DatabaseError) and _is_damage(error):
+            self._damaged(error)
+            return
+        if not _is_busy(error):
+            self._drop_file()
+        elif self._file is not None:
+            self._file.rollback()
+        self._say(reason)
+
+    def _damaged(self, error: sqlite3.DatabaseError) -> None:
+        """Go on with a new file, or with a new search index where nothing else is damaged."""
+        if error.sqlite_errorcode == sqlite3.SQLITE_CORRUPT_VTAB and self._file is not None and not self._doubtful:
+            self._doubtful = True
+            try:
+                self._file.renew_search()
+            except sqlite3.Error:
+                self._drop_file()
+            else:
+                self._say("the search index was damaged; a new one was started, older texts are not in it")
+            return
+        self._drop_file()
+        try:
+            aside = self._put_aside()
+        except (OSError, sqlite3.Error) as failure:
+            self._say(f"the database file is damaged and cannot be put aside: {_explain(failure)}")
+            return
+        if aside is not None:
+            self._say(f"the database file was damaged; it is kept as {aside.name}, a new one was started")
+
+    def _put_aside(self) -> Path | None:
+        """Put the damaged file aside, unless another process already did; None then.
+
+        A file that looks well is given one more try.
+        """
+        with files.opening(self.path, self._busy_seconds):
+            if files.identity(self.path) is None or not (self._doubtful or _is_damaged(self.path)):
+                self._doubtful = True
+                return None
+            self._doubtful = False
+            return files.put_aside(self.path, self._clock())
+
+    def _drop_file(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
+    def _say(self, state: str) -> None:
+        if state == self._state:
+            return
+        self._state = state
+        with contextlib.suppress(Exception):
+            self._on_state(state)
+
+    def _leave(self) -> None:
+        self._drop_file()
+        with self._change:
+            self._closing = True
+            self._shed_facts += len(self._queue)
+            self._done = self._taken
+            self._change.notify_all()
+
+
+class _Entry:
+    """A record on its way into the file."""
+
+    __slots__ = ("queued", "record", "shed", "taken", "weight")
+
+    def __init__(self, record: Record, weight: int) -> None:
+        self.record = record
+        self.weight = weight
+        self.shed = 0  # bytes of transcript that it lost
+        self.taken = False  # in the batch that is being written
+        self.queued = True
+
+
+class _File:
+    """An open database file, for the writer's thread only."""
+
+    def __init__(self, store: Store) -> None:
+        """Open, make or migrate it. Raises sqlite3.Error, OSError, UnusableFile."""
+        self._clock = store._clock
+        path = store.path
+        with files.opening(path, store._busy_seconds):
+            files.make(path)
+            self.identity = files.identity(path)
+            self._connection = sqlite3.connect(path, isolation_level=None, cached_statements=256)
+            try:
+                migrations.tune(self._connection, store._busy_seconds)
+                migrations.migrate(self._connection, path)
+                files.make(path)  # the companions are there now
+                self._codec = Codec(self._connection)
+                self._codec.use_newest()
+                self._blobs = BlobWriter(self._connection, self._codec)
+                self._process = self._register()
+            except BaseException:
+                self._connection.close()
+                raise
+        self._recorder = Recorder(
+            self._connection,
+            self._codec,
+            self._blobs,
+            process=self._process,
+            redact=store._redact,
+            index=store._index,
+        )
+        self._begun = 0.0
+        self._looked_after = 0.0
+
+    def write(self, batch: list[_Entry]) -> None:
+        """Write a batch in one transaction, or nothing of it but content. Raises sqlite3.Error."""
+        self._begin()
+        try:
+            for entry in batch:
+                self._recorder.write(entry.record, entry.shed, self._breathe)
+            self._connection.execute("COMMIT")
+        except BaseException:
+            self.rollback()
+            raise
+        self._learn()
+
+    def rollback(self) -> None:
+        """Undo what was not committed."""
+        with contextlib.suppress(sqlite3.Error):
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+        self._recorder.forget()
+
+    def look_after(self, busy: bool) -> None:
+        """Now and then: a sign of life while exchanges are open, and those of dead processes are lost."""
+        if time.monotonic() - self._looked_after < ALIVE_EVERY:
+            return
+        self._looked_after = time.monotonic()
+        now = self._clock()
+        if busy:
+            self._connection.execute("UPDATE process SET seen = ? WHERE id = ?", (now, self._process))
+        lost = "state = 'open' AND process NOT IN (SELECT id FROM process WHERE seen > ? OR id = ?)"
+        values = (now - DEAD_AFTER, self._process)
+        if self._connection.execute(f"SELECT 1 FROM exchange WHERE {lost} LIMIT 1", values).fetchone():
+            self._connection.execute(f"UPDATE exchange SET state = 'lost' WHERE {lost}", values)
+
+    def close(self) -> None:
+        """Close it; the last connection to a file brings the write-ahead log home."""
+        with contextlib.suppress(sqlite3.Error):
+            self._connection.close()
+
+    def renew_search(self) -> None:
+        """Start the search index anew. Raises sqlite3.Error."""
+        self._begin()
+        try:
+            self._connection.execute("DROP TABLE search")
+            self._connection.execute("DELETE FROM found_in")
+            self._connection.execute(schema.SEARCH)
+            self._connection.execute("COMMIT")
+        except BaseException:
+            self.rollback()
+            raise
+
+    def _register(self) -> int:
+        now = self._clock()
+        self._connection.execute(
+            "DELETE FROM process WHERE seen < ? AND id NOT IN (SELECT process FROM exchange WHERE state = 'open')",
+            (now - 86400,),
+        )
+        row = self._connection.execute(
+            "INSERT INTO process(pid, started, seen) VALUES (?, ?, ?)", (os.getpid(), now, now)
+        )
+        assert row.lastrowid is not None
+        return row.lastrowid
+
+    def _begin(self) -> None:
+        self._connection.execute("BEGIN IMMEDIATE")
+        self._begun = time.monotonic()
+
+    def _breathe(self) -> bool:
+        """Let other writers in after a while. What is committed so far is content, which is harmless on its own, and
+        whole records of this batch, which may be written again."""
+        if time.monotonic() - self._begun < HOLD:
+            return False
+        self._connection.execute("COMMIT")
+        self._begin()
+        return True
+
+    def _learn(self) -> None:
+        if not self._blobs.wants_training():
+            return
+        data = train(self._blobs.samples())
+        self._blobs.trained()
+        if data is None:
+            return
+        self._begin()
+        try:
+            self._blobs.add_dictionary(data, self._clock())
+            self._connection.execute("COMMIT")
+        except BaseException:
+            self.rollback()
+            raise
+        self._codec.use_newest()
+
+
+def _weight(record: Record) -> int:
+    """Bytes that a record holds in memory, about."""
+    weight = FACT_BYTES
+    if isinstance(record, ExchangeOpened) and record.body is not None:
+        weight += len(record.body.raw)
+    elif isinstance(record, ExchangeClosed):
+        weight += len(record.message or b"")
+        if record.stream is not None:
+            weight += sum(len(piece.data) + 64 for piece in record.stream)
+    return weight
+
+
+def _code(error: Exception) -> int:
+    """The primary result code of SQLite, 0 if it is not SQLite's."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF if isinstance(code, int) else 0
+
+
+def _is_busy(error: Exception) -> bool:
+    return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def _is_damage(error: sqlite3.DatabaseError) -> bool:
+    if type(error) is sqlite3.DatabaseError and _code(error) == 0:
+        return True  # found by us: missing tables, a dictionary that cannot be read
+    return _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def _is_of_a_record(error: Exception) -> bool:
+    """Is it a record that SQLite does not want, rather than the file?"""
+    return isinstance(error, sqlite3.Error) and _code(error) in (
+        sqlite3.SQLITE_CONSTRAINT,
+        sqlite3.SQLITE_MISMATCH,
+        sqlite3.SQLITE_RANGE,
+        sqlite3.SQLITE_TOOBIG,
+    )
+
+
+def _is_damaged(path: Path) -> bool:
+    """Look at the whole file; only done once damage was met."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    try:
+        connection.execute("PRAGMA busy_timeout = 1000")
+        migrations.migrate(connection, path)
+        (answer,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.DatabaseError as error:
+        if _is_damage(error):
+            return True
+        raise
+    except migrations.UnusableFile:
+        return False
+    finally:
+        connection.close()
+    return bool(answer != "ok")
+
+
+def _explain(error: Exception) -> str:
+    """What to tell a person."""
+    if isinstance(error, migrations.UnusableFile):
+        return str(error)
+    if isinstance(error, files.Locked) or _is_busy(error):
+        return "another process holds the database file; records wait in memory"
+    if _code(error) == sqlite3.SQLITE_FULL:
+        return "the disk is full; free some space, or run: dbproxy log prune"
+    if _code(error) in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+        return f"the database file cannot be written ({error}); check the rights of the data directory"
+    if isinstance(error, OSError):
+        return f"the database file cannot be opened: {error.strerror or error}"
+    return f"the database file cannot be written: {error}"
