@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import sqlite3
 import threading
 import time
@@ -19,9 +18,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from dbproxy.model.record import ExchangeClosed, ExchangeOpened
-from dbproxy.store import files, migrations, schema
-from dbproxy.store.blobs import BlobWriter, Codec, train
-from dbproxy.store.records import Recorder
+from dbproxy.store import files, migrations
+from dbproxy.store.database import (
+    ALIVE_EVERY,
+    Database,
+    explain,
+    is_busy,
+    is_damage,
+    is_damaged,
+    is_of_a_record,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,11 +40,6 @@ FACT_BYTES: Final = 2048
 #: A batch is committed when it reached this.
 BATCH_RECORDS: Final = 256
 BATCH_BYTES: Final = 8 * 1024 * 1024
-#: Seconds that others may be kept from writing by a history of very many new messages.
-HOLD: Final = 0.25
-#: Seconds between two signs of life, and after how many without one a process counts as dead.
-ALIVE_EVERY: Final = 30.0
-DEAD_AFTER: Final = 180.0
 #: Seconds before a failed write is tried again: the first pause and the longest.
 RETRY: Final = (0.1, 15.0)
 
@@ -90,7 +91,7 @@ class Store:
         self._closing = False
         self._deadline = 0.0
         self._state = ""
-        self._file: _File | None = None
+        self._file: Database | None = None
         self._doubtful = False  # damage was met, and not found when it was looked for
         self._open_here: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="store", daemon=True)
@@ -309,20 +310,26 @@ class Store:
         self._say("")
         return False
 
-    def _ready(self) -> _File:
+    def _ready(self) -> Database:
         """The open file; opened again if another one took its name."""
         if self._file is not None and files.identity(self.path) != self._file.identity:
             self._drop_file()
         if self._file is None:
-            self._file = _File(self)
+            self._file = Database(
+                self.path,
+                redact=self._redact,
+                index=self._index,
+                busy_seconds=self._busy_seconds,
+                clock=self._clock,
+            )
         return self._file
 
-    def _commit(self, file: _File, batch: list[_Entry]) -> None:
+    def _commit(self, file: Database, batch: list[_Entry]) -> None:
         try:
             file.write(batch)
             written = len(batch)
         except (sqlite3.Error, OSError) as error:
-            if not _is_of_a_record(error):
+            if not is_of_a_record(error):
                 raise
             written = self._one_by_one(file, batch)
         except Exception:
@@ -336,7 +343,7 @@ class Store:
                 self._open_here.discard(entry.record.id)
         self._finish(batch)
 
-    def _one_by_one(self, file: _File, batch: list[_Entry]) -> int:
+    def _one_by_one(self, file: Database, batch: list[_Entry]) -> int:
         """Something in the batch cannot be written: find out what, keep the rest."""
         written = 0
         for entry in batch:
@@ -344,7 +351,7 @@ class Store:
                 file.write([entry])
                 written += 1
             except (sqlite3.Error, OSError) as error:
-                if not _is_of_a_record(error):
+                if not is_of_a_record(error):
                     raise
             except Exception:  # this record's fault: counted in errors
                 continue
@@ -352,11 +359,11 @@ class Store:
 
     def _failed(self, error: Exception) -> None:
         """Say what is wrong, and mend what can be mended."""
-        reason = _explain(error)
-        if isinstance(error, sqlite3.DatabaseError) and _is_damage(error):
+        reason = explain(error)
+        if isinstance(error, sqlite3.DatabaseError) and is_damage(error):
             self._damaged(error)
             return
-        if not _is_busy(error):
+        if not is_busy(error):
             self._drop_file()
         elif self._file is not None:
             self._file.rollback()
@@ -377,7 +384,7 @@ class Store:
         try:
             aside = self._put_aside()
         except (OSError, sqlite3.Error) as failure:
-            self._say(f"the database file is damaged and cannot be put aside: {_explain(failure)}")
+            self._say(f"the database file is damaged and cannot be put aside: {explain(failure)}")
             return
         if aside is not None:
             self._say(f"the database file was damaged; it is kept as {aside.name}, a new one was started")
@@ -388,7 +395,7 @@ class Store:
         A file that looks well is given one more try.
         """
         with files.opening(self.path, self._busy_seconds):
-            if files.identity(self.path) is None or not (self._doubtful or _is_damaged(self.path)):
+            if files.identity(self.path) is None or not (self._doubtful or is_damaged(self.path)):
                 self._doubtful = True
                 return None
             self._doubtful = False
@@ -428,130 +435,6 @@ class _Entry:
         self.queued = True
 
 
-class _File:
-    """An open database file, for the writer's thread only."""
-
-    def __init__(self, store: Store) -> None:
-        """Open, make or migrate it. Raises sqlite3.Error, OSError, UnusableFile."""
-        self._clock = store._clock
-        path = store.path
-        with files.opening(path, store._busy_seconds):
-            files.make(path)
-            self.identity = files.identity(path)
-            self._connection = sqlite3.connect(path, isolation_level=None, cached_statements=256)
-            try:
-                migrations.tune(self._connection, store._busy_seconds)
-                migrations.migrate(self._connection, path)
-                files.make(path)  # the companions are there now
-                self._codec = Codec(self._connection)
-                self._codec.use_newest()
-                self._blobs = BlobWriter(self._connection, self._codec)
-                self._process = self._register()
-            except BaseException:
-                self._connection.close()
-                raise
-        self._recorder = Recorder(
-            self._connection,
-            self._codec,
-            self._blobs,
-            process=self._process,
-            redact=store._redact,
-            index=store._index,
-        )
-        self._begun = 0.0
-        self._looked_after = 0.0
-
-    def write(self, batch: list[_Entry]) -> None:
-        """Write a batch in one transaction, or nothing of it but content. Raises sqlite3.Error."""
-        self._begin()
-        try:
-            for entry in batch:
-                self._recorder.write(entry.record, entry.shed, self._breathe)
-            self._connection.execute("COMMIT")
-        except BaseException:
-            self.rollback()
-            raise
-        self._learn()
-
-    def rollback(self) -> None:
-        """Undo what was not committed."""
-        with contextlib.suppress(sqlite3.Error):
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-        self._recorder.forget()
-
-    def look_after(self, busy: bool) -> None:
-        """Now and then: a sign of life while exchanges are open, and those of dead processes are lost."""
-        if time.monotonic() - self._looked_after < ALIVE_EVERY:
-            return
-        self._looked_after = time.monotonic()
-        now = self._clock()
-        if busy:
-            self._connection.execute("UPDATE process SET seen = ? WHERE id = ?", (now, self._process))
-        lost = "state = 'open' AND process NOT IN (SELECT id FROM process WHERE seen > ? OR id = ?)"
-        values = (now - DEAD_AFTER, self._process)
-        if self._connection.execute(f"SELECT 1 FROM exchange WHERE {lost} LIMIT 1", values).fetchone():
-            self._connection.execute(f"UPDATE exchange SET state = 'lost' WHERE {lost}", values)
-
-    def close(self) -> None:
-        """Close it; the last connection to a file brings the write-ahead log home."""
-        with contextlib.suppress(sqlite3.Error):
-            self._connection.close()
-
-    def renew_search(self) -> None:
-        """Start the search index anew. Raises sqlite3.Error."""
-        self._begin()
-        try:
-            self._connection.execute("DROP TABLE search")
-            self._connection.execute("DELETE FROM found_in")
-            self._connection.execute(schema.SEARCH)
-            self._connection.execute("COMMIT")
-        except BaseException:
-            self.rollback()
-            raise
-
-    def _register(self) -> int:
-        now = self._clock()
-        self._connection.execute(
-            "DELETE FROM process WHERE seen < ? AND id NOT IN (SELECT process FROM exchange WHERE state = 'open')",
-            (now - 86400,),
-        )
-        row = self._connection.execute(
-            "INSERT INTO process(pid, started, seen) VALUES (?, ?, ?)", (os.getpid(), now, now)
-        )
-        assert row.lastrowid is not None
-        return row.lastrowid
-
-    def _begin(self) -> None:
-        self._connection.execute("BEGIN IMMEDIATE")
-        self._begun = time.monotonic()
-
-    def _breathe(self) -> bool:
-        """Let other writers in after a while. What is committed so far is content, which is harmless on its own, and
-        whole records of this batch, which may be written again."""
-        if time.monotonic() - self._begun < HOLD:
-            return False
-        self._connection.execute("COMMIT")
-        self._begin()
-        return True
-
-    def _learn(self) -> None:
-        if not self._blobs.wants_training():
-            return
-        data = train(self._blobs.samples())
-        self._blobs.trained()
-        if data is None:
-            return
-        self._begin()
-        try:
-            self._blobs.add_dictionary(data, self._clock())
-            self._connection.execute("COMMIT")
-        except BaseException:
-            self.rollback()
-            raise
-        self._codec.use_newest()
-
-
 def _weight(record: Record) -> int:
     """Bytes that a record holds in memory, about."""
     weight = FACT_BYTES
@@ -562,62 +445,3 @@ def _weight(record: Record) -> int:
         if record.stream is not None:
             weight += sum(len(piece.data) + 64 for piece in record.stream)
     return weight
-
-
-def _code(error: Exception) -> int:
-    """The primary result code of SQLite, 0 if it is not SQLite's."""
-    code = getattr(error, "sqlite_errorcode", 0)
-    return code & 0xFF if isinstance(code, int) else 0
-
-
-def _is_busy(error: Exception) -> bool:
-    return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-
-
-def _is_damage(error: sqlite3.DatabaseError) -> bool:
-    if type(error) is sqlite3.DatabaseError and _code(error) == 0:
-        return True  # found by us: missing tables, a dictionary that cannot be read
-    return _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-
-
-def _is_of_a_record(error: Exception) -> bool:
-    """Is it a record that SQLite does not want, rather than the file?"""
-    return isinstance(error, sqlite3.Error) and _code(error) in (
-        sqlite3.SQLITE_CONSTRAINT,
-        sqlite3.SQLITE_MISMATCH,
-        sqlite3.SQLITE_RANGE,
-        sqlite3.SQLITE_TOOBIG,
-    )
-
-
-def _is_damaged(path: Path) -> bool:
-    """Look at the whole file; only done once damage was met."""
-    connection = sqlite3.connect(path, isolation_level=None)
-    try:
-        connection.execute("PRAGMA busy_timeout = 1000")
-        migrations.migrate(connection, path)
-        (answer,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    except sqlite3.DatabaseError as error:
-        if _is_damage(error):
-            return True
-        raise
-    except migrations.UnusableFile:
-        return False
-    finally:
-        connection.close()
-    return bool(answer != "ok")
-
-
-def _explain(error: Exception) -> str:
-    """What to tell a person."""
-    if isinstance(error, migrations.UnusableFile):
-        return str(error)
-    if isinstance(error, files.Locked) or _is_busy(error):
-        return "another process holds the database file; records wait in memory"
-    if _code(error) == sqlite3.SQLITE_FULL:
-        return "the disk is full; free some space, or run: dbproxy log prune"
-    if _code(error) in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
-        return f"the database file cannot be written ({error}); check the rights of the data directory"
-    if isinstance(error, OSError):
-        return f"the database file cannot be opened: {error.strerror or error}"
-    return f"the database file cannot be written: {error}"
