@@ -128,7 +128,7 @@ class Field:
                 stdout=out,
                 stderr=out,
                 cwd=self.folder,
-                env=self._environment() | (env or {}),
+                env=self.environment() | (env or {}),
                 preexec_fn=quick_priority,
             )
         one = Contestant(name, port, connect, process, log)
@@ -166,7 +166,8 @@ class Field:
         for one in list(self.started):
             self.stop(one)
 
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
+        """Little more than a home, and where our sources are."""
         return {
             "PATH": os.environ.get("PATH", os.defpath),
             "HOME": str(self.folder),
@@ -229,7 +230,7 @@ class Field:
             found: dict[str, dict[str, dict[str, str]]] = json.load(answer)
             return found
 
-    def mitmdump(self) -> Contestant:
+    def mitmdump(self, name: str = "mitmdump", *settings: str) -> Contestant:
         """mitmdump that streams every body instead of buffering it."""
         port = free_port()
         command = [
@@ -240,8 +241,9 @@ class Field:
             "--set=stream_large_bodies=1",
             f"--set=ssl_verify_upstream_trusted_ca={self.folder / 'server-ca.pem'}",
             f"--set=confdir={self.folder / 'mitmproxy'}",
+            *(f"--set={setting}" for setting in settings),
         ]
-        return self.launch("mitmdump", command, port, connect=f"127.0.0.1:{self.server.port}")
+        return self.launch(name, command, port, connect=f"127.0.0.1:{self.server.port}")
 
     def nginx(self) -> Contestant:
         """nginx, one worker, TLS on both sides, unbuffered, with a keep-alive pool."""

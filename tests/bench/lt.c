@@ -3,14 +3,16 @@
  *
  *   lt server TLSPORT PLAINPORT CERT KEY
  *   lt client --port P [--connect HOST:PORT] [--host NAME] [--plain] [--answer json|sse:N|paced:RATE:N|bytes:N]
- *             [--body BYTES] [--conns N] [--count N] [--secs S] [--warm N] [--new] [--hold S] [--skip-ms MS]
+ *             [--body BYTES] [--conns N] [--count N] [--secs S] [--warm N] [--new] [--hold S] [--skip-ms MS] [--h2]
+ *   claude ...          (the same program under that name) prints when it began, in nanoseconds of CLOCK_MONOTONIC
  *
  * The client sends POST /v1/messages, says in x-bench-answer what it wants back, checks every byte count and the order
  * of all events, and prints one line of JSON; times are microseconds. --new opens a connection per request; --warm
  * requests of each connection, events of the first --skip-ms, and the last second of a paced stream are not counted
  * (all streams end at about the same time, which is a load of its own); --hold keeps the connections open
- * when all have been answered, says so in a line, and ends after S seconds. Loopback only; certificates are not
- * verified, neither through a proxy nor without one.
+ * when all have been answered, says so in a line, and ends after S seconds; --h2 speaks HTTP/2 on one connection, one
+ * request at a time, with fields that are not indexed. Loopback only; certificates are not verified, neither through
+ * a proxy nor without one.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -482,6 +484,7 @@ struct caller {
     SSL *tls;
     enum step step;
     i64 opened, asked, left, chunk_left, got, number;
+    unsigned stream;
     size_t sent, in_size, line_size;
     long requests;
     char in[BUFFER], line[1024];
@@ -493,16 +496,16 @@ static struct series latency, first_byte, handshake, whole, event_delay;
 static i64 started, finished, errors, events, body_bytes, began, ends;
 static int alive, answered_callers;
 static char *request, tunnel_request[512], complaint[512];
-static size_t request_size, request_body;
+static size_t request_size, request_body, preface_size; /* the preface is sent once, before the first request */
 static struct wish wish;
 
 static struct {
-    int port, plain, conns, fresh, body;
+    int port, plain, conns, fresh, body, h2;
     const char *connect, *host, *answer;
     double secs, hold;
     long warm;
     i64 count, skip;
-} options = {0, 0, 1, 0, 1000, NULL, "localhost", "json", 5, 0, 0, 1LL << 60, 0};
+} options = {0, 0, 1, 0, 1000, 0, NULL, "localhost", "json", 5, 0, 0, 1LL << 60, 0};
 
 static void open_caller(struct caller *c);
 
@@ -532,6 +535,13 @@ static void wrong(struct caller *c, const char *what) {
     else open_caller(c);
 }
 
+/* The request's two frames belong to this stream. */
+static void number_frames(unsigned stream) {
+    unsigned char *headers = (unsigned char *)request + preface_size, *data;
+    data = headers + 9 + (headers[0] << 16 | headers[1] << 8 | headers[2]);
+    for (int i = 0; i < 4; i++) headers[5 + i] = data[5 + i] = stream >> (24 - 8 * i);
+}
+
 static void send_request(struct caller *c) {
     while (c->sent < request_size) {
         long sent = give(c->fd, c->tls, request + c->sent, request_size - c->sent);
@@ -555,7 +565,12 @@ static void start_request(struct caller *c) {
     }
     started++;
     c->step = HEAD;
-    c->sent = c->in_size = c->line_size = 0;
+    c->sent = c->line_size = 0;
+    if (options.h2) {
+        c->sent = c->stream ? preface_size : 0;
+        c->stream += c->stream ? 2 : 1;
+        number_frames(c->stream);
+    } else c->in_size = 0;
     c->got = c->number = 0;
     c->asked = now();
     send_request(c);
@@ -591,6 +606,15 @@ static void shake(struct caller *c) {
             if (why == SSL_ERROR_WANT_READ) client_writing(c, 0);
             else if (why == SSL_ERROR_WANT_WRITE) client_writing(c, 1);
             else wrong(c, "the TLS handshake failed");
+            return;
+        }
+    }
+    if (options.h2) {
+        const unsigned char *protocol;
+        unsigned size;
+        SSL_get0_alpn_selected(c->tls, &protocol, &size);
+        if (size != 2 || memcmp(protocol, "h2", 2)) {
+            wrong(c, "no HTTP/2 was to be had");
             return;
         }
     }
@@ -719,6 +743,71 @@ static int take_body(struct caller *c) {
     return c->left <= 0;
 }
 
+/* Whether a block of fields begins with status 200, which every encoder takes from the static table. */
+static int says_200(const unsigned char *block, size_t size) {
+    while (size && (*block & 0xe0) == 0x20) { /* the table gets another size: a number, perhaps of several bytes */
+        int more = (*block & 0x1f) == 0x1f;
+        for (block++, size--; more && size; block++, size--) more = *block & 0x80;
+    }
+    return size && *block == 0x88;
+}
+
+enum { DATA, HEADERS, RST_STREAM = 3, SETTINGS, PING = 6, GOAWAY };
+enum { ACK = 1, END_STREAM = 1, END_HEADERS = 4, IS_PADDED = 8, HAS_PRIORITY = 32 };
+
+/* One frame. 1 when the answer has come to its end, 0 when not yet, -1 when the connection is gone. */
+static int take_frame(struct caller *c, unsigned char *frame, size_t size) {
+    int kind = frame[3], flags = frame[4];
+    unsigned char *payload = frame + 9;
+    if (kind == RST_STREAM || kind == GOAWAY) {
+        wrong(c, kind == GOAWAY ? "GOAWAY" : "the stream was reset");
+        return -1;
+    }
+    if ((kind == SETTINGS || kind == PING) && !(flags & ACK)) {
+        frame[4] = ACK;
+        if (kind == SETTINGS) frame[0] = frame[1] = frame[2] = 0;
+        size_t whole = kind == SETTINGS ? 9 : size + 9;
+        if (c->sent < request_size || give(c->fd, c->tls, frame, whole) != (long)whole) {
+            wrong(c, "no room to acknowledge a frame");
+            return -1;
+        }
+    }
+    if (kind != DATA && kind != HEADERS) return 0;
+    if (flags & IS_PADDED && size > payload[0]) {
+        size -= payload[0] + 1;
+        payload++;
+    }
+    if (kind == HEADERS) {
+        size_t priority = flags & HAS_PRIORITY ? 5 : 0;
+        if (c->step == HEAD) {
+            if (size < priority || !says_200(payload + priority, size - priority)) {
+                wrong(c, "the status is not 200");
+                return -1;
+            }
+            if (c->requests >= options.warm) note(&first_byte, now() - c->asked);
+            c->step = BODY;
+        }
+    } else see_body(c, (char *)payload, size);
+    return flags & END_STREAM ? 1 : 0;
+}
+
+/* What has come of frames; -1 when the connection is gone. */
+static int take_frames(struct caller *c) {
+    size_t at = 0;
+    int over = 0;
+    while (!over && c->in_size - at >= 9) {
+        unsigned char *frame = (unsigned char *)c->in + at;
+        size_t size = frame[0] << 16 | frame[1] << 8 | frame[2];
+        if (c->in_size - at < size + 9) break;
+        at += size + 9;
+        over = take_frame(c, frame, size);
+        if (over < 0) return -1;
+    }
+    memmove(c->in, c->in + at, c->in_size -= at);
+    if (over) finish_request(c);
+    return over;
+}
+
 static void client_read(struct caller *c) {
     while (c->fd >= 0) {
         long got = take(c->fd, c->tls, c->in + c->in_size, sizeof c->in - 1 - c->in_size);
@@ -731,6 +820,10 @@ static void client_read(struct caller *c) {
             return;
         }
         c->in_size += got;
+        if (options.h2 && c->step != TUNNELLING) {
+            while (c->fd >= 0 && take_frames(c) > 0) {}
+            continue;
+        }
         if (c->step == TUNNELLING) {
             int taken = take_head(c);
             if (taken < 0) return;
@@ -779,6 +872,54 @@ static void client_event(struct caller *c, unsigned event) {
     if (c->fd >= 0 && event & (EPOLLIN | EPOLLHUP | EPOLLERR)) client_read(c);
 }
 
+static void make_head(int size) {
+    request_size = sprintf(request,
+                           "POST /v1/messages HTTP/1.1\r\nhost: %s\r\naccept: application/json\r\n"
+                           "user-agent: claude-cli/2.0.0 (external, cli)\r\nx-bench-answer: %s\r\n"
+                           "anthropic-version: 2023-06-01\r\nanthropic-beta: claude-code-20250219,oauth-2025-04-20,"
+                           "interleaved-thinking-2025-05-14\r\nauthorization: Bearer not-a-key\r\nx-app: cli\r\n"
+                           "x-stainless-lang: js\r\nx-stainless-os: Linux\r\nx-stainless-runtime: node\r\n"
+                           "content-type: application/json\r\naccept-language: *\r\nsec-fetch-mode: cors\r\n"
+                           "content-length: %d\r\n\r\n",
+                           options.host, options.answer, size);
+}
+
+static void put_frame(int kind, int flags, const void *payload, size_t size) {
+    unsigned char head[9] = {size >> 16, size >> 8, size, kind, flags};
+    memcpy(request + request_size, head, sizeof head);
+    memcpy(request + request_size + sizeof head, payload, size);
+    request_size += sizeof head + size;
+}
+
+static size_t put_field(char *block, const char *name, const char *value) {
+    return sprintf(block, "%c%c%s%c%s", 0, (int)strlen(name), name, (int)strlen(value), value);
+}
+
+static void make_frames(const char *body, int size) {
+    static const unsigned char settings[] = {0, 2, 0, 0, 0, 0, 0, 4, 0x7f, 0xff, 0xff, 0xff}; /* no push, no window */
+    static const unsigned char window[] = {0x7f, 0xff, 0, 0};
+    char block[1024], length[16];
+    sprintf(length, "%d", size);
+    const char *fields[][2] = {
+        {":method", "POST"}, {":scheme", "https"}, {":authority", options.host}, {":path", "/v1/messages"},
+        {"accept", "application/json"}, {"user-agent", "claude-cli/2.0.0 (external, cli)"},
+        {"x-bench-answer", options.answer}, {"anthropic-version", "2023-06-01"},
+        {"anthropic-beta", "claude-code-20250219,oauth-2025-04-20,interleaved-thinking-2025-05-14"},
+        {"authorization", "Bearer not-a-key"}, {"x-app", "cli"}, {"x-stainless-lang", "js"},
+        {"x-stainless-os", "Linux"}, {"x-stainless-runtime", "node"}, {"content-type", "application/json"},
+        {"accept-language", "*"}, {"sec-fetch-mode", "cors"}, {"content-length", length}};
+    size_t used = 0;
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
+        used += put_field(block + used, fields[i][0], fields[i][1]);
+    }
+    request_size = sprintf(request, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+    put_frame(SETTINGS, 0, settings, sizeof settings);
+    put_frame(8, 0, window, sizeof window);
+    preface_size = request_size;
+    put_frame(HEADERS, END_HEADERS, block, used);
+    put_frame(DATA, END_STREAM, body, size);
+}
+
 static void make_request(void) {
     static const char *words[] = {"def ", "return ", "the ", "file ", "proxy ", "stream ", "0x1f ", "token "};
     int streams = wish.kind == FLAT || wish.kind == PACED;
@@ -790,27 +931,22 @@ static void make_request(void) {
     size += sprintf(body + size, "\"}]}");
     request = malloc(size + 2048);
     request_body = size;
-    request_size = sprintf(request,
-                           "POST /v1/messages HTTP/1.1\r\nhost: %s\r\naccept: application/json\r\n"
-                           "user-agent: claude-cli/2.0.0 (external, cli)\r\nx-bench-answer: %s\r\n"
-                           "anthropic-version: 2023-06-01\r\nanthropic-beta: claude-code-20250219,oauth-2025-04-20,"
-                           "interleaved-thinking-2025-05-14\r\nauthorization: Bearer not-a-key\r\nx-app: cli\r\n"
-                           "x-stainless-lang: js\r\nx-stainless-os: Linux\r\nx-stainless-runtime: node\r\n"
-                           "content-type: application/json\r\naccept-language: *\r\nsec-fetch-mode: cors\r\n"
-                           "content-length: %d\r\n\r\n",
-                           options.host, options.answer, size);
-    memcpy(request + request_size, body, size);
-    request_size += size;
+    if (options.h2) make_frames(body, size);
+    else {
+        make_head(size);
+        memcpy(request + request_size, body, size);
+        request_size += size;
+    }
     if (options.connect)
         snprintf(tunnel_request, sizeof tunnel_request, "CONNECT %s HTTP/1.1\r\nHost: %s\r\n\r\n", options.connect,
                  options.connect);
 }
-
 static void parse_options(int argc, char **argv) {
     for (int i = 2; i < argc; i++) {
         const char *name = argv[i];
         if (!strcmp(name, "--plain")) options.plain = 1;
         else if (!strcmp(name, "--new")) options.fresh = 1;
+        else if (!strcmp(name, "--h2")) options.h2 = 1;
         else if (i + 1 == argc) die("%s wants a value", name);
         else if (!strcmp(name, "--port")) options.port = atoi(argv[++i]);
         else if (!strcmp(name, "--connect")) options.connect = argv[++i];
@@ -826,17 +962,20 @@ static void parse_options(int argc, char **argv) {
         else die("unknown option %s", name);
     }
     if (!options.port || options.conns < 1 || options.conns > MOST_CONNS) die("--port and a sane --conns are needed");
+    if (options.h2 && (options.conns > 1 || options.plain || options.body > 16000 || strlen(options.answer) > 100))
+        die("--h2 goes with one TLS connection and a small request");
 }
 
 static int client_main(int argc, char **argv) {
-    static const unsigned char http1[] = "\x08http/1.1";
+    static const unsigned char http1[] = "\x08http/1.1", http2[] = "\x02h2";
     struct epoll_event found[512];
     parse_options(argc, argv);
     wish = parse_wish(options.answer);
     make_request();
     client_context = tls_context(TLS_client_method());
     SSL_CTX_set_verify(client_context, SSL_VERIFY_NONE, NULL);
-    SSL_CTX_set_alpn_protos(client_context, http1, sizeof http1 - 1);
+    if (options.h2) SSL_CTX_set_alpn_protos(client_context, http2, sizeof http2 - 1);
+    else SSL_CTX_set_alpn_protos(client_context, http1, sizeof http1 - 1);
     callers = calloc(options.conns, sizeof *callers);
     alive = options.conns;
     began = now();
@@ -868,6 +1007,10 @@ static int client_main(int argc, char **argv) {
 }
 
 int main(int argc, char **argv) {
+    if (!strcmp(basename(argv[0]), "claude")) {
+        printf("%lld\n", now());
+        return 0;
+    }
     signal(SIGPIPE, SIG_IGN);
     poller = epoll_create1(0);
     make_json();

@@ -22,10 +22,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import program
 import scenarios
 import tools
 from contestants import Field, cpus
 from scenarios import Bench, Figure, Invalid
+
+ALL = program.ALL | scenarios.ALL
 
 
 def machine() -> dict[str, Any]:
@@ -69,7 +72,7 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer rounds: about a minute")
     parser.add_argument("--json", type=Path, default=tools.CACHE / "last.json", help="where the figures go")
-    parser.add_argument("scenario", nargs="*", choices=[*scenarios.ALL, []], help="all of them by default")
+    parser.add_argument("scenario", nargs="*", choices=[*ALL, []], help="all of them by default")
     return parser.parse_args()
 
 
@@ -92,9 +95,9 @@ def main() -> int:
         field = Field(folder, tools.load_tool())
         field.start_server()
         bench = Bench(field, chosen.quick)
-        for name in chosen.scenario or scenarios.ALL:
+        for name in chosen.scenario or ALL:
             print(f"{name} ...", file=sys.stderr, flush=True)
-            figures += scenarios.ALL[name](bench)
+            figures += ALL[name](bench)
     except tools.Missing as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1

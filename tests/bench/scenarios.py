@@ -61,6 +61,8 @@ class Bench:
                 "dbproxy": self.field.ours,
                 "dbproxy, every event accumulated": lambda: self.field.ours("accumulating", "bench_accumulator"),
                 "mitmdump": self.field.mitmdump,
+                # Offers HTTP/2 to a client whatever the server behind it speaks, as we do.
+                "mitmdump, lazy": lambda: self.field.mitmdump("mitmdump-lazy", "connection_strategy=lazy"),
                 "nginx": self.field.nginx,
                 "haproxy": self.field.haproxy,
             }
@@ -147,6 +149,33 @@ def small(bench: Bench) -> list[Figure]:
     return [
         Figure("warm small request, added p50", "us", ours, "1/8 of mitmdump", ours <= mitm / 8, "mitmdump", mitm),
         Figure("the same beside nginx", "us", ours, "", True, "nginx", nginx),
+    ]
+
+
+def h2(bench: Bench) -> list[Figure]:
+    """The same small requests from a client that speaks HTTP/2 alone; the server behind all of them speaks HTTP/1.1."""
+    added: dict[str, list[float]] = {"dbproxy": [], "mitmdump, lazy": []}
+    for _ in range(bench.rounds(7)):
+        direct = 0.0
+        for name in ("direct", *added):
+            way = [] if name == "direct" else ["--h2"]
+            count = "400" if name == "mitmdump, lazy" else "1200"
+            run = bench.load(bench.get(name), "--count", count, "--warm", "100", *way, scenario="h2", same_core=True)
+            if name == "direct":
+                direct = run["latency"]["p50"]
+            else:
+                added[name].append(run["latency"]["p50"] - direct)
+    ours, mitm = (_median(runs) for runs in added.values())
+    return [
+        Figure(
+            "warm small request over HTTP/2, added p50",
+            "us",
+            ours,
+            "1/5 of mitmdump",
+            ours <= mitm / 5,
+            "mitmdump",
+            mitm,
+        )
     ]
 
 
@@ -331,6 +360,7 @@ def memory(bench: Bench) -> list[Figure]:
 ALL: dict[str, Callable[[Bench], list[Figure]]] = {
     "memory": memory,
     "small": small,
+    "h2": h2,
     "flat": flat,
     "paced-32": paced_32,
     "paced-256": paced_256,
