@@ -154,10 +154,10 @@ def _item(block: object) -> bytes:
         return b"text" + _utf8(text) if text else b""
     if kind in _CALLS:
         name, called = shapes.text(block.get("name")), shapes.text(block.get("id"))
-        return b"call" + _framed(_utf8(called)) + _framed(_utf8(name)) + _digest(block.get("input"))
+        return kind.encode() + b"".join(map(_framed, (_utf8(called), _utf8(name), _digest(block.get("input")))))
     if kind in _RESULTS:
         answered = shapes.text(block.get("tool_use_id"))
-        return b"result" + b"".join(map(_framed, (_utf8(answered), *_items(block.get("content")))))
+        return kind.encode() + b"".join(map(_framed, (_utf8(answered), *_items(block.get("content")))))
     if kind in ("image", "document"):
         return b"data" + _framed(_utf8(kind)) + _digest(block.get("source"))
     rest = {key: value for key, value in block.items() if key != "cache_control"}
