@@ -94,7 +94,8 @@ def _redacted_value(value: str, key: bytes) -> str:
 
 # What a pattern needs somewhere in the text, and the pattern. The secret is the group ``s`` if there is one, else all
 # of it. Runs are possessive, and where one may fail after its end it is bounded: text of n characters takes O(n).
-_BEFORE: Final = r"(?<![A-Za-z0-9])"
+# Inside a word nothing begins; an escape's letter and digits (\n, %3D) are no word.
+_BEFORE: Final = r"(?:(?<![A-Za-z0-9])|(?<=\\[nrt])|(?<=%[0-9A-Fa-f]{2}))"
 _PATTERNS: Final[tuple[tuple[tuple[str, ...], re.Pattern[str]], ...]] = (
     # Anthropic, OpenAI and those who copied them; Stripe.
     (("sk-",), re.compile(_BEFORE + r"sk-[A-Za-z0-9_-]{16,}+")),
