@@ -113,7 +113,8 @@ def test_again_finds_nothing_more(pieces: list[str]) -> None:
     assert redact_text(found)[0] == found
 
 
-UNITS = """token= sk- eyJ- eyJaaaaaaaa. ://a: bearer_abc_ secret: api_key=_ xoxb- ghp_ a A _ password=a :// key 1//0 AKIA
+UNITS = """
+token= sk- eyJ- eyJaaaaaaaa. ://a: bearer_abc_ secret: api_key=_ xoxb- ghp_ a A _ password=a :// key 1//0 AKIA
 -----BEGIN_PRIVATE_KEY----- -----END_PRIVATE_KEY-----"""
 
 
