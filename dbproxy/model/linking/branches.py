@@ -64,8 +64,9 @@ def shared(thread: Thread, branch: Branch, chain: bytes) -> int:
     return base + found if found else 0
 
 
-def place(thread: Thread, seen: Seen) -> Place:
-    """Find the request's place; changes nothing."""
+def place(thread: Thread, seen: Seen, *, rewritten: bool = True) -> Place:
+    """Find the request's place; changes nothing. ``rewritten`` says whether the client may have changed messages of a
+    branch that it goes on with."""
     reach = [(shared(thread, branch, seen.chain), branch) for branch in thread.branches]
     depth = max((found for found, _ in reach), default=0)
     named = _named(thread, seen)
@@ -73,7 +74,8 @@ def place(thread: Thread, seen: Seen) -> Place:
         blank = next((branch for branch in thread.branches if not branch.depth), None)
         if blank:
             return Place(Edge.NEXT, blank.number, 0, blank.tip, "first messages")
-        return _rewritten(reach, seen, named) or Place(Edge.ROOT, 0, 0, None, "no common message")
+        changed = _rewritten(reach, seen, named) if rewritten else None
+        return changed or Place(Edge.ROOT, 0, 0, None, "no common message")
     best = [branch for found, branch in reach if found == depth]
     if depth == seen.depth:
         return _repeat(thread, best, seen, named)
@@ -81,11 +83,22 @@ def place(thread: Thread, seen: Seen) -> Place:
     if open_ended:
         branch = max(open_ended, key=lambda branch: _fit(branch, seen, named))
         return Place(Edge.NEXT, branch.number, depth, branch.tip, "longest prefix")
-    changed = _rewritten(reach, seen, named)
+    changed = _rewritten(reach, seen, named) if rewritten else None
     if changed:
         return changed
     parent, branch = follow(thread, best, depth)
     return Place(Edge.REWIND, branch.number, depth, parent, "longest prefix")
+
+
+def nearest(thread: Thread, chain: bytes) -> tuple[Node | None, int, int]:
+    """The exchange that ``chain`` shares the longest beginning with, its branch, and how many messages that are; with
+    none in common the newest branch's end."""
+    reach = [(shared(thread, branch, chain), branch) for branch in thread.branches]
+    depth = max((found for found, _ in reach), default=0)
+    if depth:
+        node, branch = follow(thread, [branch for found, branch in reach if found == depth], depth)
+        return node, branch.number, depth
+    return (thread.branches[-1].tip, thread.branches[-1].number, 0) if thread.branches else (None, 0, 0)
 
 
 def follow(thread: Thread, holders: Iterable[Branch], depth: int) -> tuple[Node | None, Branch]:

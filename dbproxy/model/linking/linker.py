@@ -277,17 +277,7 @@ class Linker:
 
     def _aside(self, conversation: Conversation, thread: Thread, asked: Asked, seen: Seen) -> Node:
         """A compaction request: hangs beside its parent and moves nothing."""
-        placed = branches.place(thread, seen)
-        parent, number = placed.parent, placed.branch
-        if placed.depth:
-            reach = [
-                branch for branch in thread.branches if branches.shared(thread, branch, seen.chain) >= placed.depth
-            ]
-            if reach:
-                parent, holder = branches.follow(thread, reach, placed.depth)
-                number = holder.number
-        elif thread.branches:
-            parent, number = thread.branches[-1].tip, thread.branches[-1].number
+        parent, number, depth = branches.nearest(thread, seen.chain)
         earlier = [node for node in thread.asides if node.last == seen.chain[-chains.WIDTH :]]
         node = Node(
             asked.id,
@@ -302,7 +292,7 @@ class Linker:
             len(earlier) + 1,
             last=seen.chain[-chains.WIDTH :],
         )
-        asked.say("parent", node.parent, "longest prefix", f"depth {placed.depth} of {seen.depth}")
+        asked.say("parent", node.parent, "longest prefix", f"depth {depth} of {seen.depth}")
         node.evidence = tuple(asked.evidence)
         thread.asides.append(node)
         return node
@@ -310,20 +300,23 @@ class Linker:
     def _turn(self, conversation: Conversation, thread: Thread, asked: Asked, seen: Seen) -> Node:
         """A turn of the main line or of an agent."""
         placed = _replayed(thread, seen, asked) or branches.place(thread, seen)
+        summary = None
+        if placed.rewritten or placed.edge in (Edge.ROOT, Edge.REWIND):
+            summary = _compacted(thread, asked, placed)
+            if summary and placed.rewritten:  # what looked rewritten are the messages kept behind the summary
+                placed = branches.place(thread, seen, rewritten=False)
         kind, compacts, parent, edge = asked.kind, asked.compaction, placed.parent, placed.edge
         source, detail = placed.source, f"depth {placed.depth} of {seen.depth}"
         if kind in (RequestKind.MAIN, RequestKind.AFTER_COMPACTION) and thread.key != MAIN:
             kind = RequestKind.SUBAGENT if kind is RequestKind.MAIN else kind
         if edge is Edge.RETRY and parent:
             kind, compacts = parent.kind, parent.compaction
-        elif edge in (Edge.ROOT, Edge.REWIND):
-            summary = _compacted(thread, asked, placed)
-            if summary:
-                how, compacted = summary
-                parent, edge, source, detail = compacted, Edge.COMPACTED, how, ""
-                kind, compacts = RequestKind.AFTER_COMPACTION, asked.compaction or compacted.compaction
-            elif edge is Edge.ROOT and not thread.branches:
-                parent, edge, source, detail = self._beginning(conversation, thread, asked, seen, detail)
+        elif summary and edge in (Edge.ROOT, Edge.REWIND):
+            how, compacted = summary
+            parent, edge, source, detail = compacted, Edge.COMPACTED, how, ""
+            kind, compacts = RequestKind.AFTER_COMPACTION, asked.compaction or compacted.compaction
+        elif edge is Edge.ROOT and not thread.branches:
+            parent, edge, source, detail = self._beginning(conversation, thread, asked, seen, detail)
         spawner = self._scan(conversation, thread, asked, placed)
         node = self._grow(thread, asked, seen, placed, edge)
         node.kind, node.compaction, node.parent = kind, compacts, parent.id if parent else ""
