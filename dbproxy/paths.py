@@ -75,6 +75,11 @@ class Paths:
         return self.run / "status"
 
     @property
+    def fingerprint_key(self) -> Path:
+        """The key under which credentials are fingerprinted in records; random, never leaves this machine."""
+        return self.data_dir / "fingerprint-key"
+
+    @property
     def database(self) -> Path:
         """The SQLite file."""
         return self.data_dir / "dbproxy.sqlite"

@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 
 def usable(settings: Settings) -> Settings:
-    """The settings without certificates that cannot be read: base-URL requests may fail, tunnels need none."""
+    """The settings without certificates that cannot be read: base-URL requests may fail, tunnels need none.
+
+    Nothing is captured either: whatever made the worker crash may lie there.
+    """
+    settings = replace(settings, capture="off")
     if settings.upstream_ca is None:
         return settings
     try:

@@ -99,6 +99,8 @@ class OwnEndpoints:
         problems = {}
         if proxy.journal.degraded:
             problems["journal"] = proxy.journal.degraded
+        if proxy.archive.state:
+            problems["capture"] = proxy.archive.state
         if proxy.degraded:
             problems["worker"] = f"every host is tunnelled blindly after {proxy.degraded}"
         if proxy.alone:
@@ -142,6 +144,7 @@ class OwnEndpoints:
         found += [Sample(f"dbproxy_{name}", value, kind="gauge", help=text) for name, text, value in gauges]
         found += proxy.dispatch.samples()
         found += proxy.taps.samples()
+        found += proxy.archive.samples()
         for _, given in await proxy.dispatch.collect("metrics"):
             found += given
         return respond.text_response(200, render(found), CONTENT_TYPE.encode())

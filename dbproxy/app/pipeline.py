@@ -21,6 +21,7 @@ from dbproxy.app.relay import (
     Flight,
     Outgoing,
     ResponseRelay,
+    both,
     both_ways,
     client_head,
     send_request,
@@ -32,6 +33,7 @@ from dbproxy.hooks.taps import StreamFilters
 from dbproxy.wire import h1
 
 if TYPE_CHECKING:
+    from dbproxy.app.capture import Recording
     from dbproxy.app.egress import Egress
     from dbproxy.app.proxy import Proxy
     from dbproxy.hooks.taps import TapFeed
@@ -81,12 +83,15 @@ class Pipeline:
         counters.exchanges_total += 1
         counters.exchanges_open += 1
         proxy.sessions.seen(exchange)
-        run = _Run(self, client, exchange)
+        recording = proxy.archive.capture.begin(exchange, client.scope, proxy.settings_for(client.scope))
+        run = _Run(self, client, exchange, recording)
         try:
             return await run.run()
         finally:
             counters.exchanges_open -= 1
             self._finish(exchange, run.feed)
+            if recording is not None:
+                recording.finish()
 
     def _observe(self, exchange: Exchange, outcome: Outcome, feed: TapFeed | None) -> None:
         """Tell the taps that it is over, and the observers once the taps have seen everything."""
@@ -140,13 +145,16 @@ class Pipeline:
 class _Run:
     """One exchange under way."""
 
-    __slots__ = ("client", "exchange", "feed", "flight", "pipeline", "proxy", "sent")
+    __slots__ = ("client", "exchange", "feed", "flight", "pipeline", "proxy", "recording", "sent")
 
-    def __init__(self, pipeline: Pipeline, client: ClientConnection, exchange: Exchange) -> None:
+    def __init__(
+        self, pipeline: Pipeline, client: ClientConnection, exchange: Exchange, recording: Recording | None
+    ) -> None:
         self.pipeline = pipeline
         self.proxy = pipeline.proxy
         self.client = client
         self.exchange = exchange
+        self.recording = recording
         self.feed: TapFeed | None = None
         self.sent = False  # the whole request is with the kernel
 
@@ -189,7 +197,7 @@ class _Run:
         body = h1.Body(_NO_FRAMING)
         try:
             framing = h1.request_framing(exchange.request)
-            body = h1.Body(framing)
+            body = h1.Body(framing, keep=self.recording is not None and self.recording.whole)
             if await self._wants_body(framing):
                 body = h1.Body(framing, keep=framing.kind is h1.Kind.CHUNKED)
                 raw = await self._read_whole(body)
@@ -251,6 +259,8 @@ class _Run:
         if exchange.outcome is None:
             exchange.outcome = Outcome.LOCAL
         self.flight.answered = True
+        if self.recording is not None:
+            response = self.recording.local(response)
         try:
             exchange.bytes_down = await client.answer(
                 response, method=request.method, version=request.version, close=close
@@ -281,6 +291,8 @@ class _Run:
         raw = client.buffer.rest()
         used = body.feed(raw)
         client.unread(raw[used:])
+        if self.recording is not None and body.keep:
+            self.recording.uploaded(body.take())
         return raw[:used]
 
     async def _read_whole(self, body: h1.Body) -> bytes:
@@ -305,8 +317,12 @@ class _Run:
             if body.count > limit:
                 # Too large to hold: what was read goes on, the rest is streamed, and no policy sees it.
                 body.keep = False
+                if self.recording is not None:
+                    self.recording.lose()
                 return (wire if chunked else payload).getvalue()
         exchange.body = payload.getvalue()
+        if self.recording is not None:
+            self.recording.uploaded(exchange.body)
         return wire.getvalue() if chunked else exchange.body
 
     # ---- policies
@@ -348,7 +364,7 @@ class _Run:
             exchange.timings.sent = trio.current_time()
             if body.done and not outgoing.rest and len(outgoing.first) <= _SMALL:
                 await send_request(self.flight, connection, outgoing)
-                self.sent = True
+                self._is_sent()
                 clean = await self._respond(connection, upgrade)
             else:
                 clean = await self._respond_while_sending(connection, outgoing, upgrade)
@@ -382,8 +398,9 @@ class _Run:
             nonlocal failure
             try:
                 await send_request(self.flight, connection, outgoing)
-                await upload(self.flight, connection, outgoing.body)
-                self.sent = outgoing.body.done
+                await upload(self.flight, connection, outgoing.body, self.recording)
+                if outgoing.body.done:
+                    self._is_sent()
             except UpstreamError:
                 pass  # the answer, or its absence, tells
             except (ClientGone, ProtocolViolation) as error:
@@ -400,6 +417,12 @@ class _Run:
         if failure is not None:
             raise failure
         return clean
+
+    def _is_sent(self) -> None:
+        """The request is with the kernel; from here on the capture thread may work on it beside us."""
+        self.sent = True
+        if self.recording is not None:
+            self.recording.request_read()
 
     async def _respond(self, connection: UpstreamConnection, upgrade: bool) -> bool:
         """Read the answer and relay it; whether it ended in order."""
@@ -430,7 +453,7 @@ class _Run:
         close = framing.kind is h1.Kind.CLOSE or not self._client_keeps()
         close = close or (framing.kind is h1.Kind.CHUNKED and exchange.request.version != b"HTTP/1.1")
         shown = client_head(head, framing, rewritten=filters is not None, version=exchange.request.version, close=close)
-        relay = ResponseRelay(flight, connection, framing, filters, self.feed)
+        relay = ResponseRelay(flight, connection, framing, filters, both(self.feed, self.recording))
         try:
             await relay.run(h1.serialise_response(shown), rest)
             exchange.outcome = Outcome.OK

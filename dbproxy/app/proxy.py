@@ -22,6 +22,7 @@ from dbproxy.wire.target import DEFAULT_PORTS, normalise_host, parse_authority
 if TYPE_CHECKING:
     import trio
 
+    from dbproxy.app.archive import Archive
     from dbproxy.app.egress import Egress, Egresses
     from dbproxy.app.journal import Journal
     from dbproxy.app.sessions import Sessions
@@ -77,6 +78,7 @@ class Proxy:
     sessions: Sessions
     handshakes: trio.CapacityLimiter
     token: str
+    archive: Archive
     instance: str = ""
     counters: Counters = field(default_factory=Counters)
     rejections: RejectionTracker = field(default_factory=RejectionTracker)

@@ -21,6 +21,7 @@ from dbproxy.wire import h1
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from dbproxy.app.capture import Recording
     from dbproxy.app.client import ClientConnection
     from dbproxy.exchange import Exchange
     from dbproxy.net.streams import SocketStream
@@ -89,7 +90,31 @@ async def send_request(flight: Flight, upstream: UpstreamConnection, outgoing: O
         raise UpstreamError("closed", f"{upstream.origin.host}: {error}") from None
 
 
-async def upload(flight: Flight, upstream: UpstreamConnection, body: h1.Body) -> None:
+class _Both:
+    """Two feeds as one."""
+
+    __slots__ = ("_first", "_second")
+
+    def __init__(self, first: Feed, second: Feed) -> None:
+        self._first, self._second = first, second
+
+    def data(self, chunk: bytes) -> None:
+        self._first.data(chunk)
+        self._second.data(chunk)
+
+    def events(self, events: list[SseEvent], size: int) -> None:
+        self._first.events(events, size)
+        self._second.events(events, size)
+
+
+def both(first: Feed | None, second: Feed | None) -> Feed | None:
+    """One feed for both, or the only one that there is."""
+    return _Both(first, second) if first is not None and second is not None else first or second
+
+
+async def upload(
+    flight: Flight, upstream: UpstreamConnection, body: h1.Body, recording: Recording | None = None
+) -> None:
     """Stream the rest of a request body. Raises ClientGone and ProtocolViolation; an upstream that stops reading is
     left to whoever reads its answer."""
     client = flight.client
@@ -108,6 +133,8 @@ async def upload(flight: Flight, upstream: UpstreamConnection, body: h1.Body) ->
             await stream.send(data)
         except ConnectionBroken:
             return
+        if recording is not None and body.keep:
+            recording.uploaded(body.take())
 
 
 def client_head(

@@ -13,12 +13,14 @@ import secrets
 import signal
 import time
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import trio
 
 from dbproxy import __version__
 from dbproxy.app import careful
+from dbproxy.app.archive import Archive
 from dbproxy.app.crash import CRASHES, describe_crash
 from dbproxy.app.egress import Egresses
 from dbproxy.app.journal import Journal
@@ -26,6 +28,7 @@ from dbproxy.app.memory import settle
 from dbproxy.app.pipeline import Pipeline
 from dbproxy.app.proxy import Proxy
 from dbproxy.app.server import Server
+from dbproxy.app.services import ProxyServices
 from dbproxy.app.sessions import Sessions
 from dbproxy.errors import CertificateError, DbproxyError
 from dbproxy.hooks.dispatch import Dispatcher
@@ -48,9 +51,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
     from dbproxy.config import Config, Settings
+    from dbproxy.hooks.services import Redactor, Storage
 
 _FILES = 65536  # open files that we ask for; macOS starts a process with 256
 CERTIFICATE_VARIABLES = ("NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE")
+_BREATH = 0.1  # seconds after the start in which whoever waited for us comes first
 _FRESH = 1.0  # seconds for a client that connected just before the end to say what it wants
 _LAST_WORDS = 5.0  # seconds for taps, observers and the log when everything else has ended
 
@@ -101,6 +106,14 @@ class Running:
     def stop(self) -> None:
         """Let running requests finish when the block is left."""
         self.stopping = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Keep:
+    """What plugins bring for the capture."""
+
+    storage: Storage | None
+    redactors: Sequence[Redactor]
 
 
 def _emitter(journal: Journal) -> Emit:
@@ -159,15 +172,24 @@ async def open_proxy(
             )
 
         dispatch = Dispatcher(manager, on_failure=failed)
-        app = App(__version__, paths.data_dir, _emitter(journal))
+        services = ProxyServices()
+        app = App(__version__, paths.data_dir, _emitter(journal), services)
         await dispatch.startup(app)
+        storage = await dispatch.decide("open_storage", app=app) if dispatch.has("open_storage") else None
+        redactors = [redact for _, redact in await dispatch.collect("redactor", app=app)]
         async with trio.open_nursery() as background:
-            proxy = _assemble(settings, paths, journal, dispatch, authority, background, tuple(user_files), degraded)
+            keep = _Keep(storage, redactors)
+            proxy = _assemble(
+                settings, paths, journal, dispatch, authority, background, tuple(user_files), degraded, keep
+            )
+            services.attach(proxy)
             proxy.file_limit = file_limit
             proxy.listening[:] = [sock.getsockname()[:2] for sock in sockets]
             pipeline = Pipeline(proxy)
             background.start_soon(proxy.watch.run)
             background.start_soon(_close_at_end, proxy)
+            background.start_soon(_warm_up, proxy)
+            proxy.archive.start()
             await background.start(proxy.taps.run)
             await background.start(dispatch.run_services, app)
             background.start_soon(_chores, proxy, pipeline)
@@ -197,6 +219,7 @@ async def open_proxy(
                     await _drain(proxy, server)
                 connections.cancel_scope.cancel()
             await proxy.taps.drain(_LAST_WORDS)
+            await proxy.archive.close(_LAST_WORDS)
             await dispatch.drain(_LAST_WORDS)
             await dispatch.shutdown(app)
             background.cancel_scope.cancel()
@@ -216,6 +239,7 @@ def _assemble(
     background: trio.Nursery,
     user_files: tuple[str, ...],
     degraded: str,
+    keep: _Keep,
 ) -> Proxy:
     watch = HangupWatch()
     listening: list[tuple[str, int]] = []
@@ -232,6 +256,7 @@ def _assemble(
         notice=notice,
         user_files=user_files,
     )
+    sessions = Sessions(paths.status, settings.conversation_ttl_seconds)
     proxy = Proxy(
         settings=settings,
         paths=paths,
@@ -242,13 +267,23 @@ def _assemble(
         egresses=egresses,
         watch=watch,
         scopes=Scopes(paths.scopes),
-        sessions=Sessions(paths.status, settings.conversation_ttl_seconds),
+        sessions=sessions,
+        archive=Archive(
+            settings,
+            paths,
+            journal=journal,
+            sessions=sessions,
+            intercepted=lambda: proxy.intercepted,
+            storage=keep.storage,
+            redactors=keep.redactors,
+        ),
         handshakes=trio.CapacityLimiter(settings.handshake_concurrency),
         token=_token(settings, paths, degraded),
         listening=listening,
         degraded=degraded,
     )
-    egresses.default()  # so that a broken upstream_ca is said at start, and the costly TLS context is there
+    if settings.upstream_ca is not None or user_files:
+        egresses.default()  # so that what is broken there is said at start
     return proxy
 
 
@@ -316,6 +351,7 @@ async def _chore(proxy: Proxy, pipeline: Pipeline, round_number: int) -> None:
     if round_number % 10 == 0:
         proxy.egresses.expire()
         proxy.sessions.expire(time.time())
+        proxy.archive.expire(time.time())
     if round_number % 60 == 0:
         await trio.to_thread.run_sync(_look_after_files, proxy)
 
@@ -338,6 +374,16 @@ def _note_certificates(paths: Paths, authority: Authority) -> None:
     known = {"names": sorted(authority.names), "until": authority.current.not_after - ROOT_RENEWAL}
     with suppress(DbproxyError):
         write_private(paths.run / "certificates.json", json.dumps(known))
+
+
+async def _warm_up(proxy: Proxy) -> None:
+    """Have the costly TLS context (26 to 32 ms, performance facts 5) before the first request, but not before we accept.
+
+    A start is not delayed by it, and who asks for something in the first moment gets it built then.
+    """
+    await trio.sleep(_BREATH)
+    with suppress(DbproxyError):  # said to who needs it
+        proxy.egresses.default()
 
 
 async def _close_at_end(proxy: Proxy) -> None:

@@ -173,6 +173,40 @@ class Settings:
         scope="launch",
         project="allowed",
     )
+    capture: str = setting(
+        values.choice("on", "facts", "off"),
+        "on",
+        help="What is kept of requests to the model API: everything, only the facts (no bodies, no text), or nothing.",
+        scope="launch",
+    )
+    capture_stream: bool = setting(
+        values.boolean(),
+        False,
+        help="Keep the raw events of each answer with their arrival times, too.",
+        scope="launch",
+    )
+    redact_messages: bool = setting(
+        values.boolean(),
+        False,
+        help="Take credentials out of captured messages, too; such bodies are no longer exact, and marked so. The "
+        "search index and the headers are always redacted.",
+        scope="launch",
+    )
+    retention_days: int = setting(
+        values.integer(0, 36_500, "days"),
+        0,
+        help="Captured bodies that are older are removed; the facts stay. 0 keeps them.",
+    )
+    retention_bytes: int = setting(
+        values.integer(0, 1 << 50, "bytes"),
+        8 * 1024 * 1024 * 1024,
+        help="When the database file is larger, the oldest captured bodies are removed. 0 sets no limit.",
+    )
+    prices: Path | None = setting(  # noqa: RUF009
+        values.path(),
+        None,
+        help="A JSON file with prices that override or extend the built-in table.",
+    )
     log_level: str = setting(
         values.choice("DEBUG", "INFO", "WARNING", "ERROR", upper=True),
         "INFO",

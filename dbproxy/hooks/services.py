@@ -37,7 +37,7 @@ class Services(Protocol):
     async def link(self, exchange: Exchange, seconds: float, /) -> Link | None:
         """The exchange's place in its conversation, waiting at most so long; None if it is not known by then."""
 
-    def request_body(self, exchange: Exchange, /) -> bytes | None:
+    async def request_body(self, exchange: Exchange, /) -> bytes | None:
         """The body of a Messages request that is under way, content coding undone; None if it was not kept."""
 
     def settings(self, exchange: Exchange | None, /) -> Mapping[str, object]:
@@ -69,7 +69,8 @@ class Storage(Protocol):
     ``timeout`` seconds; they are called in threads.
     """
 
-    state: str
+    @property
+    def state(self) -> str: ...
 
     def append(self, record: Record, /) -> None: ...
     def counts(self) -> Mapping[str, int]: ...

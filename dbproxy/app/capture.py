@@ -1,0 +1,201 @@
+"""What is kept of each exchange, as seen from the event loop: references to the bytes that pass, and nothing else.
+
+A `Recording` collects the pieces of a request's body while it goes up and of its answer while it comes down. It never
+waits, parses or copies; the analyst's thread does all of that when the request is complete and again when the exchange
+is over. Must never do I/O. Invariants: what is held for the thread is bounded, and beyond the bound transcripts are
+lost, counted, while facts go on; nothing of a failure here reaches a request.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import trio
+
+from dbproxy.exchange import Via
+from dbproxy.hooks.metrics import Sample
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dbproxy.app.analyst import Analyst
+    from dbproxy.config import Settings
+    from dbproxy.exchange import Exchange, Fields, LocalResponse, SendBytes
+    from dbproxy.model.link import Link
+    from dbproxy.scope import Scope
+    from dbproxy.wire.sse import SseEvent
+
+#: Paths whose bodies are kept; of every other request only the facts are.
+MESSAGES, COUNT_TOKENS = "/v1/messages", "/v1/messages/count_tokens"
+_WHOLE = frozenset({MESSAGES, COUNT_TOKENS})
+_KEY = "dbproxy.recording"
+#: What recordings and the analyst's queue may hold together (bytes).
+HELD_LIMIT = 256 * 1024 * 1024
+#: The longest answer of which more than the facts are kept (bytes).
+ANSWER_LIMIT = 64 * 1024 * 1024
+
+
+@dataclass(slots=True, eq=False)
+class Recording:
+    """One exchange on its way. ``up`` are pieces of the request's payload, ``down`` those of the answer, each with the
+    loop's time at which it was written; both lack chunk framing, and keep their content coding."""
+
+    capture: Capture
+    exchange: Exchange
+    scope: Scope | None
+    whole: bool  # keep the bodies
+    streams: bool  # keep arrival times
+    redacts: bool  # take credentials out of bodies, too
+    started: float  # Unix seconds
+    up: list[bytes] = field(default_factory=list)
+    down: list[bytes] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    held: int = 0
+    shed: bool = False  # more than could be held: the transcript is lost
+    opened: bool = False
+    purpose: str = ""  # of a call that a plugin made: it is no turn of a conversation
+    on_behalf: Exchange | None = None  # the exchange for whose sake it was made
+    link: Link | None = None
+    _linked: trio.Event | None = None
+
+    def uploaded(self, data: bytes) -> None:
+        """Payload of the request, as it went up."""
+        if data and self.whole:
+            self._hold(self.up, data)
+
+    def request_read(self) -> None:
+        """The request is complete: let it be linked. Further calls do nothing."""
+        if not self.opened:
+            self.opened = True
+            self.capture.analyst.open(self)
+
+    def data(self, chunk: bytes) -> None:
+        """Payload of the answer, as the upstream sent it."""
+        if self.whole:
+            if self.streams:
+                self.times.append(trio.current_time())
+            self._hold(self.down, chunk)
+
+    def events(self, events: list[SseEvent], size: int) -> None:
+        """The same where filters stand in the stream: the events before they changed them."""
+        self.data(b"".join([event.raw for event in events]))
+
+    def finish(self) -> None:
+        """The exchange has its outcome."""
+        self.request_read()
+        self.capture.analyst.close(self)
+
+    def _hold(self, pieces: list[bytes], data: bytes) -> None:
+        size = len(data)
+        if self.shed or self.held + size > ANSWER_LIMIT or not self.capture.hold(size):
+            self.lose()
+        else:
+            pieces.append(data)
+            self.held += size
+
+    def lose(self) -> None:
+        """Give up the transcript: more than can be held."""
+        if not self.shed:
+            self.shed = True
+            self.capture.shed += 1
+
+    def local(self, response: LocalResponse) -> LocalResponse:
+        """An answer of our own, seen like one of the upstream."""
+        if not self.whole:
+            return response
+        stream = response.stream
+        if stream is None:
+            self.data(response.body)
+            return response
+
+        async def tee(send: SendBytes) -> None:
+            async def seen(data: bytes) -> None:
+                await send(data)
+                self.data(data)
+
+            await stream(seen)
+
+        return replace(response, stream=tee)
+
+    def released(self) -> None:
+        """The analyst has done with the bytes. On the event loop."""
+        self.capture.held -= self.held
+        self.held = 0
+        self.exchange.attributes.pop(_KEY, None)  # or the two would keep each other
+
+    def found(self, link: Link | None) -> None:
+        """The analyst has linked it, or could not. On the event loop."""
+        self.link = link
+        if self._linked is None:
+            self._linked = trio.Event()
+        self._linked.set()
+
+    async def linked(self, seconds: float) -> Link | None:
+        """The link, as soon as it is known; None if it is not within ``seconds``. Only for requests that a policy
+        holds back; every other one goes on without it."""
+        if self._linked is None:
+            self._linked = trio.Event()
+        self.request_read()
+        with trio.move_on_after(seconds):
+            await self._linked.wait()
+        return self.link
+
+
+class Capture:
+    """The recordings of one proxy. ``mode`` of the settings is ``on``, ``facts`` or ``off``."""
+
+    def __init__(self, analyst: Analyst, is_ours: Callable[[Exchange], bool]) -> None:
+        self.analyst = analyst
+        self.held = 0
+        self.shed = 0  # transcripts lost because more was held than HELD_LIMIT
+        self._is_ours = is_ours
+
+    def begin(self, exchange: Exchange, scope: Scope | None, settings: Settings) -> Recording | None:
+        """A recording for this exchange, None if nothing is to be kept of it."""
+        if settings.capture == "off" or not self._is_ours(exchange):
+            return None
+        whole = settings.capture == "on" and exchange.path in _WHOLE and exchange.request.method == b"POST"
+        recording = Recording(
+            self, exchange, scope, whole, settings.capture_stream, settings.redact_messages, time.time()
+        )
+        exchange.attributes[_KEY] = recording
+        return recording
+
+    def hold(self, size: int) -> bool:
+        """Whether ``size`` more bytes may be held."""
+        if self.held + size > HELD_LIMIT:
+            return False
+        self.held += size
+        return True
+
+    def samples(self) -> list[Sample]:
+        """For /metrics."""
+        return [
+            Sample("dbproxy_capture_held_bytes", self.held, kind="gauge", help="Bytes held for the capture thread."),
+            Sample("dbproxy_capture_shed_total", self.shed, help="Transcripts lost because too much was held."),
+        ]
+
+
+def recording_of(exchange: Exchange) -> Recording | None:
+    """The recording of an exchange that is under way, None if there is none."""
+    found = exchange.attributes.get(_KEY)
+    return found if isinstance(found, Recording) else None
+
+
+def project(scope: Scope | None) -> str:
+    """The folder that the client was started in, "" if nobody told."""
+    return scope.cwd if scope is not None else ""
+
+
+def is_model_traffic(exchange: Exchange, intercepted: frozenset[str]) -> bool:
+    """Is this a request to a host that we were asked to look into? Other plain HTTP that merely passes is not kept."""
+    return exchange.via is Via.BASE_URL or exchange.host in intercepted
+
+
+def text_pairs(fields: Fields | None) -> tuple[tuple[str, str], ...]:
+    """Fields as text, in wire order, names lower-cased."""
+    if fields is None:
+        return ()
+    return tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in fields.pairs())

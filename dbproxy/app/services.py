@@ -1,0 +1,97 @@
+"""What plugins may ask of the running proxy (`dbproxy.api.Services`): links, bodies, settings, history, own calls."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import trio
+
+from dbproxy.app.analyst import decoded_body
+from dbproxy.app.capture import recording_of
+from dbproxy.app.send import send
+from dbproxy.errors import DbproxyError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from dbproxy.app.proxy import Proxy
+    from dbproxy.config import Settings
+    from dbproxy.exchange import Exchange, RequestHead
+    from dbproxy.hooks.services import CallAnswer
+    from dbproxy.model.link import Link
+    from dbproxy.scope import Scope
+
+
+class ProxyServices:
+    """The services of one proxy; usable once it is assembled."""
+
+    def __init__(self) -> None:
+        self._proxy: Proxy | None = None
+        self._known: tuple[Settings, Mapping[str, object]] | None = None
+
+    def attach(self, proxy: Proxy) -> None:
+        """From here on there is a proxy to ask."""
+        self._proxy = proxy
+
+    @property
+    def _now(self) -> Proxy:
+        if self._proxy is None:
+            raise DbproxyError("the proxy is still starting: services work after startup")
+        return self._proxy
+
+    def _scope(self, exchange: Exchange) -> Scope | None:
+        recording = recording_of(exchange)
+        if recording is not None:
+            return recording.scope
+        return self._now.scopes.known(exchange.scope) if exchange.scope else None
+
+    async def link(self, exchange: Exchange, seconds: float, /) -> Link | None:
+        """See `dbproxy.api.Services`."""
+        recording = recording_of(exchange)
+        return None if recording is None else await recording.linked(seconds)
+
+    async def request_body(self, exchange: Exchange, /) -> bytes | None:
+        """See `dbproxy.api.Services`."""
+        recording = recording_of(exchange)
+        if exchange.body is not None:
+            pieces = [exchange.body]
+        elif recording is not None and recording.whole and not recording.shed:
+            pieces = list(recording.up)
+        else:
+            return None
+        if exchange.request.fields.get(b"content-encoding") is None:
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return await trio.to_thread.run_sync(decoded_body, exchange.request.fields, pieces)
+
+    def settings(self, exchange: Exchange | None, /) -> Mapping[str, object]:
+        """See `dbproxy.api.Services`."""
+        proxy = self._now
+        settings = proxy.settings if exchange is None else proxy.settings_for(self._scope(exchange))
+        if self._known is None or self._known[0] is not settings:
+            values = {item.name: getattr(settings, item.name) for item in fields(settings)}
+            self._known = settings, MappingProxyType(values)
+        return self._known[1]
+
+    def client_variables(self, exchange: Exchange, /) -> Mapping[str, str]:
+        """See `dbproxy.api.Services`."""
+        scope = self._scope(exchange)
+        return {} if scope is None else scope.client
+
+    async def history(self, exchange_id: str, /) -> Sequence[bytes]:
+        """See `dbproxy.api.Services`."""
+        proxy = self._now
+        await proxy.archive.flush(2.0)
+        return await trio.to_thread.run_sync(proxy.archive.history, exchange_id, abandon_on_cancel=True)
+
+    def note(self, conversation: str, /, **facts: object) -> None:
+        """See `dbproxy.api.Services`."""
+        self._now.sessions.tell(conversation, facts)
+
+    def send(
+        self, on_behalf: Exchange, head: RequestHead, body: bytes, /, *, purpose: str, deadline: float
+    ) -> AbstractAsyncContextManager[CallAnswer]:
+        """See `dbproxy.api.Services`."""
+        return send(self._now, on_behalf, head, body, purpose=purpose, deadline=deadline)
