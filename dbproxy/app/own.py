@@ -27,6 +27,7 @@ from dbproxy.hooks.metrics import CONTENT_TYPE, Sample, render
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from dbproxy.app.live import LiveFeed
     from dbproxy.app.pipeline import Pipeline
     from dbproxy.app.proxy import Proxy
     from dbproxy.exchange import RequestHead
@@ -57,6 +58,11 @@ class OwnEndpoints:
                 *self._capture.routes(),
             ]
         )
+
+    @property
+    def live(self) -> LiveFeed:
+        """The live feed; whoever knows of an exchange tells it."""
+        return self._capture.live
 
     def owns(self, path: str) -> bool:
         """Whether a path outside a tunnel is ours; every other one is forwarded."""
@@ -182,12 +188,15 @@ class OwnEndpoints:
                 raise ValueError
         except (ValueError, AttributeError, RecursionError):
             return respond.error_response(400, 'send {} to reset all, or {"conv_id": "prefix"}')
-        gone = self._proxy.sessions.reset(prefix)
+        gone = dict.fromkeys(self._proxy.sessions.reset(prefix))
+        self._proxy.archive.forget(prefix)
+        for _, ids in await self._proxy.dispatch.collect("conversation_reset", prefix=prefix):
+            gone |= dict.fromkeys(ids)
         if prefix is None:
             return respond.json_response(200, {"status": "reset_all", "count": len(gone)})
         if not gone:
             return respond.error_response(404, f"no conversation begins with {prefix[:64]!r}")
-        return respond.json_response(200, {"status": "reset", "conv_id": gone[0]})
+        return respond.json_response(200, {"status": "reset", "conv_id": next(iter(gone))})
 
     async def _login_code(self, request: OwnRequest) -> LocalResponse:
         """A link that lets one browser in, once. For who holds the token: a cookie must not prolong itself."""
