@@ -96,10 +96,12 @@ class Codec:
 
     def unpack(self, packed: bytes | None) -> Any:
         """The value of a packed column; None for NULL."""
-        if packed is None:
-            return None
+        return None if packed is None else json.loads(self.unpack_bytes(packed))
+
+    def unpack_bytes(self, packed: bytes) -> bytes:
+        """The JSON of a packed column."""
         number, at = _read_number(packed)
-        return json.loads(self.restore(packed[at:], number or None))
+        return self.restore(packed[at:], number or None)
 
 
 def to_json(value: object) -> bytes:
@@ -300,8 +302,14 @@ class BlobWriter:
         return made < len(TRAIN_AFTER) and self._since_training >= TRAIN_AFTER[made]
 
     def samples(self) -> list[bytes]:
-        """The newest contents of the file, to learn from."""
+        """The newest contents of the file, to learn from, packed columns too: they are many and all alike."""
         found: list[bytes] = []
+        rows = self._connection.execute(
+            "SELECT request_headers, response_headers, evidence FROM exchange ORDER BY id DESC LIMIT 64"
+        ).fetchall()
+        for row in rows:
+            with contextlib.suppress(KeyError, IndexError, zstandard.ZstdError):
+                found += [self._codec.unpack_bytes(packed) for packed in row if packed]
         left = SAMPLE_BYTES
         rows = self._connection.execute("SELECT id, size FROM blob ORDER BY id DESC LIMIT 2000").fetchall()
         for number, size in rows:

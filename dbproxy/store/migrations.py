@@ -35,6 +35,8 @@ def tune(connection: sqlite3.Connection, busy_seconds: float) -> None:
     """Settings of a connection that writes. Raises sqlite3.Error."""
     connection.execute(f"PRAGMA busy_timeout = {int(busy_seconds * 1000)}")
     connection.execute("PRAGMA cell_size_check = ON")  # a damaged page is said to be one before it is written to
+    # Of an empty file only, and before anything is written to it; the mode of the journal is.
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")  # a power cut may lose the last batches, never the file
     connection.execute("PRAGMA journal_size_limit = 16777216")
@@ -57,10 +59,7 @@ def migrate(
     if found == version:
         _expect_tables(connection)
         return
-    if found == 0:
-        # Before the first table, and outside a transaction, or it has no effect.
-        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-    else:
+    if found:
         _keep_copy(connection, path, found)
     connection.execute("BEGIN IMMEDIATE")
     try:
@@ -112,12 +111,12 @@ def _create(connection: sqlite3.Connection) -> None:
 
 
 def _statements(script: str) -> list[str]:
-    """The statements of a script; ``executescript`` would end our transaction."""
+    """The statements of a script without comments; ``executescript`` would end our transaction."""
     found, current = [], ""
-    for line in script.splitlines(keepends=True):
-        current += line
+    for line in script.splitlines():
+        current += line.partition("--")[0].rstrip() + "\n"
         if sqlite3.complete_statement(current):
-            found.append(current)
+            found.append(current.strip())
             current = ""
     return found
 

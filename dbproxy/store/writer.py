@@ -280,6 +280,8 @@ class Store:
             if not trouble:
                 pause = 0.0
                 if closing and not self._queue:
+                    if self._file is not None and self._written:
+                        self._file.tidy()
                     return
                 continue
             self._put_back(batch)
