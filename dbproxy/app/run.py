@@ -282,8 +282,8 @@ def _assemble(
         listening=listening,
         degraded=degraded,
     )
-    if settings.upstream_ca is not None or user_files:
-        egresses.default()  # so that what is broken there is said at start
+    if settings.upstream_ca is not None:
+        egresses.default()  # so that a broken one is said at start
     return proxy
 
 

@@ -50,9 +50,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _start(args: argparse.Namespace) -> int:
+    from dbproxy.cli import main
     from dbproxy.proc import daemon
 
-    running = daemon.ensure(load_config(args.overrides), dict(os.environ), explicit=True)
+    running = daemon.ensure(load_config(args.overrides), dict(os.environ), explicit=True, here=main)
     for notice in running.notices:
         say(notice)
     print(f"{'started' if running.started else 'already running'}: {running.state.url} (pid {running.state.pid})")
@@ -60,9 +61,10 @@ def _start(args: argparse.Namespace) -> int:
 
 
 def _restart(args: argparse.Namespace) -> int:
+    from dbproxy.cli import main
     from dbproxy.proc import daemon
 
-    running = daemon.restart(load_config(args.overrides), dict(os.environ))
+    running = daemon.restart(load_config(args.overrides), dict(os.environ), here=main)
     for notice in running.notices:
         say(notice)
     print(f"started: {running.state.url} (pid {running.state.pid})")

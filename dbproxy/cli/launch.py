@@ -70,6 +70,7 @@ def prepare(
     word: str, arguments: Sequence[str], overrides: Mapping[str, str], base: Mapping[str, str], *, frozen: bool
 ) -> Prepared:
     """Find or start the proxy, register a scope, make the environment. Raises DbproxyError or OSError."""
+    from dbproxy.cli import main
     from dbproxy.paths import Paths
     from dbproxy.proc import client, daemon
 
@@ -78,7 +79,7 @@ def prepare(
     user = _user_environment(base, paths)
     if user != base:
         config = load_config(overrides, user)
-    running = daemon.ensure(config, user)
+    running = daemon.ensure(config, user, here=main)
     notices = [*([config.project.notice] if config.refused and config.project else []), *running.notices]
     intercept = running.state.intercept or tuple(config.settings.intercept)
     bundle = paths.ca / "bundle.pem"

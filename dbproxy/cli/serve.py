@@ -35,6 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until told to stop; 0 after a graceful end."""
+    from dbproxy.cli import main
     from dbproxy.proc import serve
 
     config = load_config(args.overrides, project=False)
@@ -44,7 +45,13 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--supervision takes name=seconds,...: {error}") from None
     if serve.is_supported():
         serve.supervise(
-            config, os.environ, take_over=args.take_over, patient=args.patient, debug=args.debug, tuning=tuning
+            config,
+            os.environ,
+            take_over=args.take_over,
+            patient=args.patient,
+            debug=args.debug,
+            tuning=tuning,
+            here=main,
         )
     from dbproxy.app.run import serve_forever
 

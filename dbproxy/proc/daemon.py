@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from dbproxy.config import Config, HostPort, Settings
+    from dbproxy.proc.firstborn import Here
 
 START_TIMEOUT = 15.0
 """Seconds that a start may take before the agent is launched without us."""
@@ -83,13 +84,19 @@ def certificates_ready(paths: Paths, intercept: Iterable[str]) -> bool:
 
 
 def ensure(
-    config: Config, env: Mapping[str, str], *, timeout: float = START_TIMEOUT, explicit: bool = False
+    config: Config,
+    env: Mapping[str, str],
+    *,
+    timeout: float = START_TIMEOUT,
+    explicit: bool = False,
+    here: Here | None = None,
 ) -> Running:
     """A daemon that answers and is not older than we are; started or replaced if need be.
 
     ``env`` is the launcher's environment. ``timeout`` in seconds bounds a start. ``explicit``: the person asked for
     the daemon itself, so the per-launch settings given here are meant for the traffic that belongs to no launch, and
-    it is waited for until it answers; a launcher need only know that the port is held. Raises LaunchError.
+    it is waited for until it answers; a launcher need only know that the port is held. ``here`` runs a command line of
+    ours in this process, see ``serve.supervise``. Raises LaunchError.
     """
     paths = Paths(config.settings.data_dir)
     running = find(paths, patient=not explicit)
@@ -101,20 +108,22 @@ def ensure(
             return Running(running, notices=tuple(differences(config, running)))
         if running is None:
             _refuse_hung(paths)
-            return _start(config, env, None, timeout, explicit=explicit)
+            return _start(config, env, None, timeout, explicit=explicit, here=here)
         replaced = f"the proxy {running.version} is replaced by {__version__}; its running answers finish first"
         if not _hands_over(config, running, running.listen):
             _close_listener(running)
-            started = _start(config, env, running.listen, timeout, explicit=explicit)
+            started = _start(config, env, running.listen, timeout, explicit=explicit, here=here)
         else:
             try:
-                started = _start(config, env, running.listen, timeout, explicit=explicit, take_over=True)
+                started = _start(config, env, running.listen, timeout, explicit=explicit, take_over=True, here=here)
             except LaunchError as error:  # the older one serves on
                 return Running(running, notices=(f"{error}. The proxy {running.version} goes on",))
         return dataclasses.replace(started, notices=(replaced, *started.notices))
 
 
-def restart(config: Config, env: Mapping[str, str], *, timeout: float = START_TIMEOUT) -> Running:
+def restart(
+    config: Config, env: Mapping[str, str], *, timeout: float = START_TIMEOUT, here: Here | None = None
+) -> Running:
     """Replace the daemon, or start one: the new one takes the port over, the old one finishes its running answers.
 
     Where the old one cannot hand its port over, or another one is asked for, it closes it first. Raises LaunchError; a
@@ -128,9 +137,9 @@ def restart(config: Config, env: Mapping[str, str], *, timeout: float = START_TI
             if not _given(config, "listen"):
                 listen = state.listen
             if _hands_over(config, state, listen):
-                return _start(config, env, listen, timeout, explicit=True, take_over=True)
+                return _start(config, env, listen, timeout, explicit=True, take_over=True, here=here)
             _close_listener(state)
-        return _start(config, env, listen, timeout, explicit=True)
+        return _start(config, env, listen, timeout, explicit=True, here=here)
 
 
 def stop(paths: Paths, *, wait: float, force: bool = False) -> Stopped:
@@ -216,6 +225,7 @@ def _start(
     *,
     explicit: bool,
     take_over: bool = False,
+    here: Here | None = None,
 ) -> Running:
     paths = Paths(config.settings.data_dir)
     paths.create()
@@ -244,7 +254,8 @@ def _start(
         from dbproxy.proc.serve import supervise
 
         # Who does not wait for an answer counts on the port from now on, whatever becomes of the worker.
-        supervise(load_settings(options, environment, None), environment, take_over=take_over, patient=not answer)
+        settings = load_settings(options, environment, None)
+        supervise(settings, environment, take_over=take_over, patient=not answer, here=here)
 
     state = child.start_daemon(
         enter,

@@ -19,15 +19,18 @@ from dbproxy import __version__
 from dbproxy.config import Config, Settings
 from dbproxy.errors import ConfigError, LaunchError
 from dbproxy.paths import Paths, make_private
-from dbproxy.proc import child, handover
+from dbproxy.proc import child, firstborn, handover
 from dbproxy.proc.daemon import describe
 from dbproxy.proc.listen import addresses, bind, names, same_addresses
+from dbproxy.proc.supervisor import SIGNALS, worker_words
 from dbproxy.state import DaemonState, load, process_identity
 from dbproxy.wire.target import normalise_host
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from dbproxy.proc.firstborn import Here
 
 _TAKE_TIMEOUT = 2.0  # seconds for a predecessor to answer over a local socket
 
@@ -45,12 +48,14 @@ def supervise(
     patient: bool = False,
     debug: bool = False,
     tuning: Mapping[str, float] | None = None,
+    here: Here | None = None,
 ) -> NoReturn:
     """Become the supervisor of a proxy with this configuration; never returns.
 
     ``take_over``: get the sockets of the proxy that runs now instead of binding them; it drains once we serve.
     ``patient``: clients count on us already, so go on (in the end as a blind tunnel) when the worker cannot start.
-    ``tuning`` replaces defaults of ``supervisor.DEFAULTS``. Raises DbproxyError when we cannot listen.
+    ``tuning`` replaces defaults of ``supervisor.DEFAULTS``. ``here`` runs a command line of ours in this process, for
+    the first worker (see ``firstborn``). Raises DbproxyError when we cannot listen.
     """
     settings = config.settings
     paths = Paths(settings.data_dir)
@@ -65,17 +70,30 @@ def supervise(
         settings=describe(settings),
         dashboard=f"https://localhost:{settings.dashboard_port}" if settings.dashboard_port else "",
     )
-    handover.tidy(paths.run)
+    listen = [sock.fileno() for sock in sockets]
+    described = _anonymous(paths.run, dump_config(config))
+    work = [*(["--debug"] if debug else []), "work"]
+    env = child.with_own_package(env)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    first = firstborn.start(
+        child.own_command(),
+        lambda end: [*work, *worker_words(config=described, listen=listen, control=end, instance=state.instance)],
+        env,
+        fds=(*listen, described),
+        here=here,
+    )
     plan = {
-        "listen": [sock.fileno() for sock in sockets],
-        "config": _anonymous(paths.run, dump_config(config)),
+        "listen": listen,
+        "config": described,
         "run": str(paths.run),
         "instance": state.instance,
         "identity": process_identity(os.getpid()),
         "version": __version__,
         "record": state.to_json() if predecessor is not None else None,
         "record_path": str(paths.daemon_state),
-        "worker": [*child.own_command(), *(["--debug"] if debug else []), "work"],
+        "worker": [*child.own_command(), *work],
+        "firstborn": [first.pid, first.channel.fileno()] if first is not None else None,
         "drain": settings.drain_timeout,
         "patient": patient,
         "takeover": predecessor.connection.fileno() if predecessor is not None else -1,
@@ -83,23 +101,25 @@ def supervise(
         "tuning": dict(tuning or {}),
     }
     inherited = [*sockets, *([predecessor.connection] if predecessor is not None else [])]
-    for sock in inherited:
-        sock.set_inheritable(True)
-    plan_fd = _anonymous(paths.run, json.dumps(plan).encode())
-    # Whoever reads the record may signal us from then on; until the supervisor's handlers stand, signals wait.
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    if predecessor is None:
-        state.save(paths.daemon_state)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    command = [*child.own_command(), "supervise", str(plan_fd)]
+    inherited += [first.channel] if first is not None else []
     try:
-        os.execvpe(command[0], command, child.with_own_package(env))
-    except OSError as error:
+        for sock in inherited:
+            sock.set_inheritable(True)
+        # Whoever reads the record may signal us from then on; until the supervisor's handlers stand, signals wait.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        if predecessor is None:
+            handover.tidy(paths.run)
+            state.save(paths.daemon_state)
+        command = [*child.own_command(), "supervise", str(_anonymous(paths.run, json.dumps(plan).encode()))]
+        os.execvpe(command[0], command, env)
+    except BaseException as error:
+        if first is not None:
+            first.give_up()
         state.forget(paths.daemon_state)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-        raise LaunchError(f"{command[0]} cannot be executed: {error.strerror or error}") from error
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        if not isinstance(error, OSError):
+            raise
+        raise LaunchError(f"the supervisor cannot be started: {error.strerror or error}") from error
 
 
 def dump_config(config: Config) -> bytes:

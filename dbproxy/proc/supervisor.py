@@ -29,6 +29,8 @@ PROTOCOL = 1
 """Of the hand-over; a successor that speaks another asks the old one to close its port instead."""
 BEAT = 1.0
 """Seconds between two heartbeats of a worker."""
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""What a person or a terminal ends us with."""
 DEFAULTS = {
     "hung": 10.0,  # seconds of silence after which a worker is killed
     "start": 30.0,  # seconds within which a worker must accept connections
@@ -56,6 +58,20 @@ def socket_path(run: str, pid: int) -> str:
     if len(os.fsencode(path)) < _PATH_LIMIT or not sys.platform.startswith("linux"):
         return path
     return f"/proc/self/fd/{os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)}/{pid}.sock"
+
+
+def worker_words(
+    *, config: int, listen: list[int], control: int, instance: str, after: str = "", degraded: str = ""
+) -> list[str]:
+    """What stands behind the command of a worker: descriptors, and what ``dbproxy.app.worker.work`` is told."""
+    return [
+        f"--config={config}",
+        f"--listen={','.join(map(str, listen))}",
+        f"--control={control}",
+        f"--instance={instance}",
+        f"--after={after}",
+        f"--degraded={degraded}",
+    ]
 
 
 def identity_of(pid: int) -> str:
@@ -164,6 +180,7 @@ class Supervisor:
                 os.set_inheritable(fd, False)
         self._catch_signals()
         self._open_door()
+        self._adopt(time.monotonic())
         while self._exit is None:
             now = time.monotonic()
             timeout = self._pending(now)
@@ -184,10 +201,10 @@ class Supervisor:
         for end in (self._woken, self._wakeup):
             end.setblocking(False)
         signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
+        for number in (*SIGNALS, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)
         # Blocked since before the record was written: a signal that came meanwhile is for us, and comes now.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         self._on_readable(self._woken, self._signals)
 
     def _on_readable(self, sock: socket.socket, handler: Callable[[], None]) -> None:
@@ -255,29 +272,38 @@ class Supervisor:
     def _spawn(self, degraded: str, now: float) -> _Worker | None:
         """Start a worker; None (and another attempt a little later) where the system has no process left for us."""
         ours, theirs = socket.socketpair()
-        words = [
-            *self._plan["worker"],
-            f"--config={self._plan['config']}",
-            f"--listen={','.join(map(str, self._listen))}",
-            f"--control={theirs.fileno()}",
-            f"--instance={self._plan['instance']}",
-            f"--after={self._last_end}",
-            f"--degraded={degraded}",
-        ]
-        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # a signal in between would reach our wake-up socket twice
+        words = worker_words(
+            config=self._plan["config"],
+            listen=self._listen,
+            control=theirs.fileno(),
+            instance=self._plan["instance"],
+            after=self._last_end,
+            degraded=degraded,
+        )
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # a signal in between would reach our wake-up socket twice
         try:
             pid = os.fork()
             if pid == 0:
-                self._become_worker(words, signals, theirs)
+                self._become_worker([*self._plan["worker"], *words], theirs)
         except OSError as error:
             ours.close()
             self._last_end = f"no process for it: {error.strerror}"
             self._spawn_at = now + _MAX_BACKOFF
             return None
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             theirs.close()
+        return self._care_for(pid, ours, degraded, now)
+
+    def _adopt(self, now: float) -> None:
+        """Take on the worker that was started before us, if there is one; see ``dbproxy.proc.firstborn``."""
+        pid, channel = self._plan.get("firstborn") or (0, -1)
+        if pid:
+            os.set_inheritable(channel, False)
+            self._current = self._care_for(pid, socket.socket(fileno=channel), "", now)
+            self._spawn_at = None
+
+    def _care_for(self, pid: int, ours: socket.socket, degraded: str, now: float) -> _Worker:
         ours.setblocking(False)
         worker = _Worker(pid, ours, degraded, now)
         self._on_readable(ours, lambda: self._heard(worker))
@@ -285,14 +311,14 @@ class Supervisor:
         self._note_processes()
         return worker
 
-    def _become_worker(self, words: list[str], signals: tuple[signal.Signals, ...], control: socket.socket) -> None:
+    def _become_worker(self, words: list[str], control: socket.socket) -> None:
         """In the child: never returns. Signals of the terminal are ours to pass on, so the worker starts deaf."""
         try:
             signal.set_wakeup_fd(-1)
-            for number in signals:
+            for number in SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             for fd in (*self._listen, self._plan["config"], control.fileno()):
                 os.set_inheritable(fd, True)
             os.execvp(words[0], words)
