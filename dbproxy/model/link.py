@@ -50,7 +50,7 @@ class Edge(StrEnum):
     ROOT = "root"  # no parent: a conversation or an agent begins
     NEXT = "next"  # the parent's history, its answer, and more
     RETRY = "retry"  # the parent's body once more; not a branch
-    REWIND = "rewind"  # leaves the parent's history at an earlier point: a new branch
+    REWIND = "rewind"  # follows the parent as another request did before: a new branch
     FORK = "fork"  # the same history under another session
     COMPACTED = "compacted"  # starts from the summary that the parent asked for
     SPAWN = "spawn"  # an agent's first request; the parent is the request whose answer started it
@@ -73,10 +73,11 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """A subagent of a conversation. ``thread`` is its key there: the agent id where the client sends one.
+    """A subagent of a conversation. ``thread`` is its key there: the agent id where the client sends one, else the id
+    of the tool_use that started it.
 
-    ``number`` counts the conversation's agents from 1 in the order in which their starts stand in the transcript; 0
-    while that is not known. ``name`` is the custom agent's own name, "" while it is not known.
+    ``number`` counts the agents of ``parent_thread`` from 1 in the order in which their starts stand in that thread's
+    transcript; 0 while that is not known. Two agents that start agents at the same time so do not shift each other's. ``name`` is the custom agent's own name, "" while it is not known.
     """
 
     thread: str
@@ -103,7 +104,7 @@ class Link:
     """The place of one exchange. A later Link for the same exchange replaces the earlier one."""
 
     exchange: str
-    conversation: str  # the session id where the client names one, else "c-" and 16 hex digits
+    conversation: str  # the session id where the client names one, else "c-" and 16 hex; "" for a side request without
     thread: str  # "main", an agent's key, or "" for side requests
     branch: int  # 1, 2, ... within the thread; 0 for side requests
     kind: RequestKind

@@ -22,7 +22,7 @@ import msgspec
 from dbproxy.model import shapes
 from dbproxy.model.agents import match as match_file
 from dbproxy.model.identity import LinkHashes
-from dbproxy.model.kinds import AGENT_ID, AGENT_TYPE, classify
+from dbproxy.model.kinds import AGENT_ID, AGENT_TYPE, CLASS, classify
 from dbproxy.model.link import Agent, Edge, Evidence, Link, Point, RequestKind
 from dbproxy.model.linking import branches, chains, compaction, ledger, speakers
 from dbproxy.model.linking.branches import Place, Seen
@@ -111,6 +111,8 @@ class Linker:
         seen = self._seen(asked, session, answered)
         conversation = self._conversation(asked, session, seen, answered)
         file = self._file(asked, conversation)
+        if not conversation.recalled and not header(fields, AGENT_ID) and not header(fields, CLASS):
+            self._recall(conversation)  # it may be an agent's, and only its prompt says so
         thread = speakers.thread_of(conversation, asked, seen, file)
         asked.evidence.append(why)
         self._memory.touch(conversation, at)
@@ -464,6 +466,7 @@ class Linker:
                     number = place if place not in used else max(used) + 1
                     spawn = Spawn(call.id, thread.key, node.id, number, call.type, call.prompt)
                     conversation.spawns.append(spawn)
+            thread.agent_tool = thread.agent_tool or place > 0
 
     def _resolve(self, conversation: Conversation, speaker: Thread | None) -> list[Thread]:
         """Match agents with their calls anew; the threads whose match changed."""
