@@ -50,7 +50,7 @@ def test_a_verdict_is_handed_on_as_sent(status) -> None:
 def test_a_window_that_is_not_mentioned_is_absent() -> None:
     found = unified(status="allowed", **{"5h__utilization": "0.1", "5h__reset": "1784560000"})
     assert set(found) == {"unified", "5h"}
-    assert found["5h"].status == ""
+    assert (found["5h"].status, found["unified"].utilization) == ("", -1.0)
     assert overall_status(()) == ""
     assert read(("content-type", "text/html")) == {}
 

@@ -290,6 +290,14 @@ def test_a_users_file_lies_over_the_shipped_one() -> None:
     assert SHIPPED.cost("claude-opus-5-5", Usage(1), NOW).row == "claude-opus-5-5"
 
 
+def test_the_example_of_the_page_on_usage_loads() -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "usage.md"
+    example = page.read_text().partition("```toml\n")[2].partition("```")[0]
+    prices = Prices.load(example.encode())
+    assert prices.cost("my-deployment", Usage(output_tokens=MILLION), NOW).usd == pytest.approx(5)
+    assert prices.cost("claude-opus-5-5", Usage(200_001), at("2027-01-01")).usd == pytest.approx(200_001 * 6 / MILLION)
+
+
 def test_a_users_file_may_be_json_and_may_name_a_snapshot() -> None:
     entry = {"input": 0, "output": 0, "hours": ["22:00-02:00"]}
     text = json.dumps({"models": {"claude-haiku-4-5-20251001": entry, "claude-opus-5": {"aliases": ["mine"]}}})
