@@ -21,6 +21,7 @@ from dbproxy.exchange import Fields, LocalResponse
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from dbproxy.app.analyst import Finding
     from dbproxy.app.proxy import Proxy
     from dbproxy.exchange import SendBytes
     from dbproxy.store.reader import Reader
@@ -45,13 +46,14 @@ _EVENT_STREAM = Fields.of(
 
 
 class CaptureEndpoints:
-    """The endpoints of one proxy. ``live`` is told what happens by whoever knows it."""
+    """The endpoints of one proxy, and its live feed."""
 
     def __init__(self, proxy: Proxy) -> None:
         self._proxy = proxy
         self._turns = trio.CapacityLimiter(READERS)
         self.live = LiveFeed()
         proxy.journal.subscribe(self.live.line)
+        proxy.archive.listeners.append(self._found)
 
     def routes(self) -> list[Route]:
         """The table of endpoints."""
@@ -69,6 +71,9 @@ class CaptureEndpoints:
             "/api/usage": _usage,
         }
         return [Route("/api/events", self._events), *(Route(path, self._reading(ask)) for path, ask in asked.items())]
+
+    def _found(self, finding: Finding) -> None:
+        self.live.record(finding.record, finding.link, finding.exchange.scope)
 
     def _reading(
         self, ask: Callable[[OwnRequest], Callable[[Reader], LocalResponse]]
@@ -92,16 +97,17 @@ class CaptureEndpoints:
     def _answered(self, question: Callable[[Reader], LocalResponse]) -> LocalResponse:
         """In a thread: open the file, ask, and close it."""
         from dbproxy.store.reader import Reader
-        from dbproxy.store.rows import UnknownId, Unreadable
+        from dbproxy.store.rows import NothingCaptured, UnknownId, Unreadable
 
-        path = self._proxy.paths.database
         try:
-            with Reader.open(path, seconds=DEADLINE) as reader:
+            with Reader.open(self._proxy.paths.database, seconds=DEADLINE) as reader:
                 return question(reader)
         except UnknownId as error:
             raise BadQuestion(str(error), status=404) from None
+        except NothingCaptured as error:
+            raise BadQuestion(str(error), status=404) from None
         except Unreadable as error:
-            raise BadQuestion(str(error), status=503 if path.exists() else 404) from None
+            raise BadQuestion(str(error), status=503) from None
 
     # ---- the live feed
 
@@ -232,7 +238,6 @@ def _explain(request: OwnRequest) -> Callable[[Reader], LocalResponse]:
 def _conversations(request: OwnRequest) -> Callable[[Reader], LocalResponse]:
     query = request.query("project", "account", "since", "before", "limit")
     since, limit = _times(query)["since"], _limit(query)
-    _check_cursor(query)
 
     def answer(reader: Reader) -> LocalResponse:
         rows = reader.conversations(
@@ -307,15 +312,6 @@ def _limit(query: dict[str, str]) -> int:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= MOST:
         raise BadQuestion(f"limit is a number from 1 to {MOST}", hint="Follow `next` for more")
     return int(text)
-
-
-def _check_cursor(query: dict[str, str]) -> None:
-    from dbproxy.store.tree import cursor
-
-    try:
-        cursor(query.get("before", "0~"))
-    except ValueError:
-        raise BadQuestion("before is no cursor", hint="Take `next` of the page before") from None
 
 
 def _times(query: dict[str, str]) -> dict[str, Any]:

@@ -27,7 +27,6 @@ from dbproxy.hooks.metrics import CONTENT_TYPE, Sample, render
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from dbproxy.app.live import LiveFeed
     from dbproxy.app.pipeline import Pipeline
     from dbproxy.app.proxy import Proxy
     from dbproxy.exchange import RequestHead
@@ -58,11 +57,6 @@ class OwnEndpoints:
                 *self._capture.routes(),
             ]
         )
-
-    @property
-    def live(self) -> LiveFeed:
-        """The live feed; whoever knows of an exchange tells it."""
-        return self._capture.live
 
     def owns(self, path: str) -> bool:
         """Whether a path outside a tunnel is ours; every other one is forwarded."""

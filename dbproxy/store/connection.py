@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from dbproxy.store.rows import Unreadable
+from dbproxy.store.rows import NothingCaptured, Unreadable
 from dbproxy.store.schema import APPLICATION_ID, VERSION
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class Connection:
         try:
             found = self.path.stat()
         except FileNotFoundError:
-            raise Unreadable(
+            raise NothingCaptured(
                 f"nothing was captured yet: {self.path} does not exist",
                 hint="Start a session with `dbproxy claude`, or set DBPROXY_DATA_DIR to where the capture is",
             ) from None
@@ -162,7 +162,7 @@ class Connection:
         application = connection.execute("PRAGMA application_id").fetchone()[0]
         empty = not version and not application
         if empty and connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0:
-            raise Unreadable(
+            raise NothingCaptured(
                 f"nothing was captured yet: {self.path} is empty", hint="Start a session with `dbproxy claude`"
             )
         if application != APPLICATION_ID:

@@ -18,6 +18,10 @@ class Unreadable(DbproxyError):
     """The database file is missing, damaged, of another version, busy or cannot be opened; the text says what to do."""
 
 
+class NothingCaptured(Unreadable):
+    """There is no file yet, or nothing was ever written to it."""
+
+
 class UnknownId(DbproxyError):
     """No exchange or conversation has this id or prefix, or several have."""
 

@@ -7,12 +7,13 @@ import threading
 
 import pytest
 import trio
-from rig import read_head
+from rig import HOST, read_head
 
 from dbproxy.app.live import LiveFeed
 from dbproxy.model.link import Agent, Edge, Link, RequestKind
 from dbproxy.model.record import ExchangeClosed, ExchangeLinked, ExchangeOpened
 from dbproxy.model.usage import Usage
+from dbproxy.testing.origin import say
 
 
 def parse(data):
@@ -295,3 +296,20 @@ async def test_last_event_id_is_understood(rig):
         r.proxy.journal.emit("while_away")
         stream, _, seen = await listen(r, f"Last-Event-ID: {last}")
         await until(stream, seen, b"event: while_away")
+
+
+async def test_a_request_is_followed_from_its_beginning_to_its_end(rig):
+    body = json.dumps({"model": "claude-opus-5-5", "max_tokens": 9, "messages": [{"role": "user", "content": "zebra"}]})
+    async with rig(say("A secret answer.")) as r:
+        stream, _, seen = await listen(r)
+        seen = await until(stream, seen, b"feed_opened")
+        tunnel = await r.tls()
+        await tunnel.send_all(
+            f"POST /v1/messages HTTP/1.1\r\nHost: {HOST}\r\nx-claude-code-session-id: session-0001\r\n"
+            f"x-api-key: sk-ant-0123456789\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+        )
+        seen = await until(stream, seen, b"event: exchange_closed")
+        for word in (b"zebra", b"secret answer", b"sk-ant"):
+            assert word not in seen
+        assert b"event: exchange_opened" in seen
+        assert b'"conv_id":"session-0001"' in seen
