@@ -77,7 +77,8 @@ class Agent:
     of the tool_use that started it.
 
     ``number`` counts the agents of ``parent_thread`` from 1 in the order in which their starts stand in that thread's
-    transcript; 0 while that is not known. Two agents that start agents at the same time so do not shift each other's. ``name`` is the custom agent's own name, "" while it is not known.
+    transcript; 0 while that is not known. (So two agents that start agents at the same time do not shift each other's.)
+    ``name`` is the custom agent's own name, "" while it is not known.
     """
 
     thread: str

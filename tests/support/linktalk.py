@@ -55,8 +55,8 @@ def launched(id: str, agent: str) -> dict[str, Any]:
 def continuation(summary: str) -> str:
     return (
         "This session is being continued from a previous conversation that ran out of context. The summary below "
-        f"covers the earlier portion of the conversation.\n\nSummary:\n{summary}\n\nIf you need specific details, read the "
-        "transcript. Continue without asking."
+        f"covers the earlier portion of the conversation.\n\nSummary:\n{summary}\n\nIf you need specific details, "
+        "read the transcript. Continue without asking."
     )
 
 
