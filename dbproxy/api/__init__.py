@@ -41,6 +41,7 @@ from dbproxy.hooks.specs import (
     hookimpl,
 )
 from dbproxy.model.accumulate import Accumulator
+from dbproxy.model.identity import LinkHashes
 from dbproxy.model.link import Agent, Edge, Evidence, Link, Point, RequestKind
 from dbproxy.model.record import (
     ExchangeClosed,
@@ -51,6 +52,8 @@ from dbproxy.model.record import (
     RequestBody,
     StreamPiece,
 )
+from dbproxy.model.spans import array as json_array
+from dbproxy.model.spans import members as json_members
 from dbproxy.model.usage import Usage
 from dbproxy.wire.coding import decode_body
 from dbproxy.wire.sse import SseEvent
@@ -74,6 +77,7 @@ __all__ = [
     "ExchangeOpened",
     "Fields",
     "Link",
+    "LinkHashes",
     "LocalResponse",
     "Outcome",
     "PeerError",
@@ -106,4 +110,6 @@ __all__ = [
     "decode_body",
     "encode_event",
     "hookimpl",
+    "json_array",
+    "json_members",
 ]

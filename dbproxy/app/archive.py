@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dbproxy.app.journal import Journal
     from dbproxy.app.sessions import Sessions
     from dbproxy.config import Settings
+    from dbproxy.exchange import Exchange
     from dbproxy.hooks.services import Redactor, Storage
     from dbproxy.model.prices import Prices
     from dbproxy.paths import Paths
@@ -163,15 +164,17 @@ class Archive:
         from dbproxy.model.linking.linker import Linker
         from dbproxy.model.prices import Prices
 
+        history = None
         if self._storage is None:
             from dbproxy.store import Store
+            from dbproxy.store.history import StoreHistory
 
             self._storage = SqliteStorage(
                 Store.open(
                     self._paths.database, redact=lambda text: self._redact("search", text), on_state=self._state_changed
                 )
             )
-        history = None
+            history = StoreHistory(self._paths.database)
         self._prices = self._load_prices(Prices)
         return Tools(self._storage, Linker(history), self._prices)
 
@@ -218,15 +221,16 @@ class Archive:
             if finding.usage is not None:
                 exchange.attributes["usage"] = finding.usage
             if link is not None:
-                self._note(record, link)
+                self._note(record, link, exchange)
         for listener in self.listeners:
             listener(finding)
 
-    def _note(self, record: ExchangeClosed, link: Link) -> None:
+    def _note(self, record: ExchangeClosed, link: Link, exchange: Exchange) -> None:
         """What the status line shows of an answer: the main thread's context, everybody's cost."""
         usage, main = record.usage, link.thread == "main" and link.kind.speaks and link.edge is not Edge.ASIDE
         context = usage.context_tokens if usage is not None and main else None
-        window = self._prices.window(record.model) if self._prices is not None and context else None
+        long = b"context-1m-2025-08-07" in exchange.request.fields.tokens(b"anthropic-beta")
+        window = self._prices.window(record.model, long=long) if self._prices is not None and context else None
         self._sessions.note(
             link.conversation,
             context_tokens=context,

@@ -205,7 +205,7 @@ class Settings:
     prices: Path | None = setting(  # noqa: RUF009
         values.path(),
         None,
-        help="A JSON file with prices that override or extend the built-in table.",
+        help="A TOML or JSON file with prices that override or extend the built-in table.",
     )
     log_level: str = setting(
         values.choice("DEBUG", "INFO", "WARNING", "ERROR", upper=True),
