@@ -15,12 +15,14 @@ import socket
 import struct
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import h2.errors
 import trio
+from h2client import H2Client
 from rig import HOST, read_all, read_head
 
 from dbproxy.testing.origin import Answer, say
@@ -94,6 +96,7 @@ class Load:
     pid: int
     port: int
     context: ssl.SSLContext
+    context_h2: ssl.SSLContext
     blind: int  # the port of something that is tunnelled blindly
     counts: dict[str, int] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
@@ -110,10 +113,10 @@ class Load:
         assert head.startswith(b"HTTP/1.1 200 "), head
         return stream
 
-    async def tls(self):
+    async def tls(self, context=None):
         stream = await self.tunnel()
         secured = trio.SSLStream(  # noqa: TID251 - an independent client is the point
-            stream, self.context, server_hostname=HOST, https_compatible=True
+            stream, context or self.context, server_hostname=HOST, https_compatible=True
         )
         await secured.do_handshake()
         return secured
@@ -161,6 +164,54 @@ class Load:
         if random.random() < 0.5:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         raw.close()
+
+    @asynccontextmanager
+    async def h2_client(self):
+        client = H2Client(await self.tls(self.context_h2), window=random.choice([1000, 65_535, 1_000_000]))
+        try:
+            assert client.stream.selected_alpn_protocol() == "h2"
+            await client.begin()
+            yield client
+        finally:
+            await trio.aclose_forcefully(client.stream)
+
+    @staticmethod
+    async def h2_ask(client, text, *, stream=True, pad=0, end=True):
+        body = BODY % (b"true" if stream else b"false", text.encode() + b"x" * pad)
+        fields = [("x-api-key", "k"), ("anthropic-version", "2023-06-01"), ("content-type", "application/json")]
+        return await client.ask("POST", "/v1/messages?beta=true", body, fields, end=end)
+
+    async def h2_streams(self):
+        """Many streams on one connection; each of them whole, but for those whose answer the API cut."""
+        async with self.h2_client() as client:
+            words = random.choices(["hello", "hello", "slow", "cut", "early"], k=random.randrange(1, 8))
+            asked = {}
+            for word in words:
+                pad = random.choice([0, 0, 1000, 50_000])
+                asked[await self.h2_ask(client, word, pad=pad, stream=word != "early")] = word
+            for number, word in asked.items():
+                answer = await client.answer(number)
+                if word == "cut":
+                    assert answer.reset is not None, "a cut answer ended cleanly"
+                else:
+                    assert answer.ended, (word, answer.reset, client.goaways, client.closed)
+                    assert answer.status == (413 if word == "early" else 200)
+
+    async def h2_aborts(self):
+        """Streams reset in the middle, some with a body that never ends; then the connection goes."""
+        async with self.h2_client() as client:
+            numbers = [
+                await self.h2_ask(client, "slow", end=random.random() < 0.7) for _ in range(random.choice([1, 5]))
+            ]
+            with trio.move_on_after(random.random() * 0.3):
+                await client.until(lambda: False)
+            for number in random.sample(numbers, random.randrange(len(numbers) + 1)):
+                if not client.answers[number].ended and client.answers[number].reset is None:
+                    client.conn.reset_stream(number, h2.errors.ErrorCodes.CANCEL)
+            await client.flush()
+            if random.random() < 0.5:
+                with trio.move_on_after(random.random() * 0.2):
+                    await client.until(lambda: False)
 
     async def cuts(self):
         stream = await self.tls()
@@ -222,14 +273,14 @@ class Load:
 
     async def client(self, until):
         kinds = [self.streams, self.streams, self.small, self.aborts, self.cuts, self.tunnels, self.upgrades]
-        kinds += [self.base_urls, self.garbage, self.pages]
+        kinds += [self.base_urls, self.garbage, self.pages, self.h2_streams, self.h2_aborts]
         while trio.current_time() < until:
             kind = random.choice(kinds)
             try:
                 with trio.fail_after(30):
                     await kind()
             except (trio.BrokenResourceError, trio.ClosedResourceError):
-                if kind not in (self.aborts, self.cuts, self.garbage, self.base_urls):
+                if kind not in (self.aborts, self.cuts, self.garbage, self.base_urls, self.h2_aborts):
                     self.failures.append(f"{kind.__name__}: broken")
             except (AssertionError, trio.TooSlowError, OSError) as error:
                 if kind is not self.garbage and not (kind is self.cuts and "middle of a head" in str(error)):

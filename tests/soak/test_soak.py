@@ -30,7 +30,9 @@ async def soak(tmp_path, *, rounds, seconds, clients):
         settings = [f"upstream_url={origin.url}", f"upstream_ca={tmp_path / 'origin.pem'}", "pool_idle_timeout=5"]
         with worker(tmp_path, f"data_dir={tmp_path / 'data'}", *settings) as (pid, port):
             bundle = (tmp_path / "data" / "ca" / "bundle.pem").read_text()
-            load = Load(pid, port, ssl.create_default_context(cadata=bundle), blind)
+            contexts = [ssl.create_default_context(cadata=bundle) for _ in range(2)]
+            contexts[1].set_alpn_protocols(["h2"])
+            load = Load(pid, port, *contexts, blind)
             samples = []
             for _ in range(rounds):
                 await load.run(seconds, clients)
