@@ -167,6 +167,10 @@ class BlobWriter:
         self._histories.clear()
         self._remembered = 0
 
+    def get(self, number: int) -> bytes:
+        """The content of a blob, as ``BlobReader.blob``."""
+        return self._reader.blob(number)
+
     def put(self, data: bytes, key: bytes | None = None, *, base: int | None = None) -> Put:
         """Keep ``data`` once. ``key`` is its digest where it is known, ``base`` a blob that it resembles."""
         key = key or digest(data)

@@ -194,6 +194,8 @@ def is_damage(error: sqlite3.DatabaseError) -> bool:
 
 def is_of_a_record(error: Exception) -> bool:
     """Is it a record that SQLite does not want, rather than the file?"""
+    if isinstance(error, sqlite3.InterfaceError | sqlite3.ProgrammingError):
+        return True  # a value of a type that cannot be bound
     return isinstance(error, sqlite3.Error) and _code(error) in (
         sqlite3.SQLITE_CONSTRAINT,
         sqlite3.SQLITE_MISMATCH,

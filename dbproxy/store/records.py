@@ -7,11 +7,14 @@ cannot hold is mended, never a reason to lose a record.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sqlite3
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
+
+import zstandard
 
 from dbproxy.model import parts as bodies
 from dbproxy.model.link import Edge, RequestKind
@@ -137,6 +140,14 @@ class Recorder:
             self._insert("exchange", values)
         else:
             self._update("exchange", values, record.id)
+            # Its end came first and could not know these.
+            self._run(
+                "UPDATE exchange SET model = model_asked WHERE id = ? AND outcome <> '' AND model = ''", (record.id,)
+            )
+            self._run(
+                "UPDATE OR IGNORE rate_limit SET account = ? WHERE account = '' AND exchange = ?",
+                (record.account, record.id),
+            )
         if record.link is not None and (known is None or not known[1]):
             self._link(record.link)
         elif known is not None and known[1]:
@@ -187,10 +198,8 @@ class Recorder:
             self._limit(limit, record.id, account, record.finished)
         if conversation:
             self._run("UPDATE conversation SET last = max(last, ?) WHERE id = ?", (record.finished, conversation))
-            if kind == RequestKind.TITLE and record.outcome == "ok" and record.message is not None:
-                title = _title(record.message)
-                if title:
-                    self._run("UPDATE conversation SET title = ? WHERE id = ?", (title, conversation))
+            if kind == RequestKind.TITLE:
+                self._entitle(conversation, record.id)
 
     def _link(self, link: Link) -> None:
         row = self._run("SELECT conversation FROM exchange WHERE id = ?", (link.exchange,)).fetchone()
@@ -214,6 +223,8 @@ class Recorder:
         if not link.conversation:
             return
         self._conversation(link.conversation, link.exchange)
+        if link.kind is RequestKind.TITLE:
+            self._entitle(link.conversation, link.exchange)
         for point in link.points:
             self._run(
                 "INSERT OR REPLACE INTO point(conversation, thread, branch, depth, chain, exchange)"
@@ -262,13 +273,25 @@ class Recorder:
         """Make the conversation of an exchange, or tell it of one more."""
         self._run(
             "INSERT INTO conversation(id, account, project, client, started, last)"
-            " SELECT ?, account, project, client, started, started FROM exchange WHERE id = ?"
+            " SELECT ?, account, project, client, started, max(started, coalesce(finished, started))"
+            " FROM exchange WHERE id = ?"
             " ON CONFLICT(id) DO UPDATE SET started = min(started, excluded.started), last = max(last, excluded.last),"
             " account = CASE WHEN account = '' THEN excluded.account ELSE account END,"
             " project = CASE WHEN project = '' THEN excluded.project ELSE project END,"
             " client = CASE WHEN client = '' THEN excluded.client ELSE client END",
             (conversation, exchange),
         )
+
+    def _entitle(self, conversation: str, exchange: str) -> None:
+        """Give the conversation the title that this exchange answered."""
+        sql = "SELECT message FROM exchange WHERE id = ? AND outcome = 'ok' AND message IS NOT NULL"
+        row = self._run(sql, (exchange,)).fetchone()
+        if row is None:
+            return
+        with contextlib.suppress(KeyError, zstandard.ZstdError):
+            title = _title(self._blobs.get(row[0]))
+            if title:
+                self._run("UPDATE conversation SET title = ? WHERE id = ?", (title, conversation))
 
     def _drop_empty(self, conversation: str) -> None:
         """A conversation that a better link left without exchanges goes, and its agents."""

@@ -1,8 +1,9 @@
 """A long conversation as Claude Code sends it: the same one every time, for tests and benchmarks of the store.
 
 200 turns with the defaults are the conversation of the performance facts, section 10: system and tools 58 KB, 4 KB
-more per turn, cache_control marks that move, a last body of 893 KB and 95 MB in all. Its text is made up of a vocabulary with
-the frequencies of natural language, so that it compresses like real traffic (a body 3.4 times with zstandard 3).
+more per turn, cache_control marks that move, a last body of 893 KB and 95 MB in all. Its text is made up of a
+vocabulary with the frequencies of natural language, so that it compresses like real traffic (a body 3.4 times with
+zstandard 3).
 """
 
 from __future__ import annotations
