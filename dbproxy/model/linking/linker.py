@@ -233,9 +233,19 @@ class Linker:
             return None
         asked.continued_thread = found.thread.key
         asked.say("history", found.node.id, "previous_message_id", message_id)
-        if not found.node.answer and self._history:
-            found.node.answer = self._answer_hash(shapes.parse(self._history.message(found.node.id) or b""))
+        self._know_answer(found.node)
         return found
+
+    def _know_answer(self, node: Node) -> None:
+        """After a restart: what answered an exchange."""
+        if not node.answer and node.state == OK and self._history:
+            node.answer = self._answer_hash(shapes.parse(self._history.message(node.id) or b""))
+
+    def _answered(self, placed: Place, seen: Seen) -> bool:
+        """Does the request bring back the answer that its parent got?"""
+        if placed.parent:
+            self._know_answer(placed.parent)
+        return branches.answered(placed.parent, placed, seen)
 
     def _seen(self, asked: Asked, session: str, answered: _Answered | None) -> Seen:
         view = asked.view
@@ -345,7 +355,7 @@ class Linker:
                 if origin is conversation or main is None:
                     continue
                 there = branches.place(main, seen)
-                if there.depth >= 2 and there.parent:
+                if there.parent and (there.depth >= 2 or self._answered(there, seen)):
                     return there.parent, Edge.FORK, "longest prefix", f"depth {there.depth} of {origin.id}"
         return None, Edge.ROOT, "no common message", detail
 
