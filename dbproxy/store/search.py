@@ -14,6 +14,7 @@ import time
 import unicodedata
 from contextlib import closing
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
@@ -123,6 +124,7 @@ def fold(text: str) -> str:
     return text.lower() if text.isascii() else text.translate(_FOLDING)
 
 
+@lru_cache(maxsize=256)
 def pattern(term: Term) -> re.Pattern[str]:
     """Finds a term in a folded text."""
     words = ["[\u0300-\u036f]*".join(map(re.escape, word)) for word in term.words]
@@ -131,12 +133,13 @@ def pattern(term: Term) -> re.Pattern[str]:
 
 
 def holds(query: Query, text: str) -> bool:
-    """Do the phrases of a query stand in a text? Of single words the index is sure."""
-    phrases = [term for term in query.terms if len(term.words) > 1]
-    if not phrases:
-        return True
+    """Do all terms stand in a text? Single words of other scripts are left to the index, whose Unicode is older."""
     folded = fold(text)
-    return all(pattern(term).search(folded) for term in phrases)
+    return all(
+        pattern(term).search(folded) is not None
+        for term in query.terms
+        if len(term.words) > 1 or term.words[0].isascii()
+    )
 
 
 def snippet(query: Query, text: str) -> tuple[str, tuple[tuple[int, int], ...]]:
