@@ -111,12 +111,14 @@ def follow(thread: Thread, holders: Iterable[Branch], depth: int) -> tuple[Node 
     first: list[tuple[float, str, Node, Branch]] = []
     for holder in holders:
         branch: Branch | None = holder
+        limit = depth
         while branch:
             for node in branch.nodes:
-                if node.tip <= depth:
+                if node.tip <= limit:
                     choice.append(((node.tip, node.state == OK, node.at, node.id), node, holder))
                 else:
                     first.append((node.at, node.id, node, holder))
+            limit = min(limit, branch.base)
             branch = thread.branch(branch.origin)
     if choice:
         _, node, holder = max(choice, key=lambda item: item[0])
