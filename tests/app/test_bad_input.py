@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
-from rig import HOST, read_all, read_exactly, read_head
+from rig import HOST, read_all, read_answer, read_head, read_to_end
 
 from dbproxy.api import hookimpl
 
@@ -25,12 +25,6 @@ GOOD = (
     f"Content-Length: {len(BODY)}\r\n\r\n".encode()
     + BODY
 )
-
-
-async def answer_of(stream, seen=b""):
-    head, rest = await read_head(stream, seen)
-    length = int(re.search(rb"\r\ncontent-length: *(\d+)", head.lower())[1])
-    return head, await read_exactly(stream, length, rest)
 
 
 class Neighbour:
@@ -43,7 +37,7 @@ class Neighbour:
         began = trio.current_time()
         with trio.fail_after(10):
             await self.stream.send_all(GOOD)
-            head, _ = await answer_of(self.stream)
+            head, _ = await read_answer(self.stream)
         assert head.startswith(b"HTTP/1.1 200 ")
         assert trio.current_time() - began < seconds
 
@@ -57,18 +51,6 @@ async def beside(rig, *args, **how):
         yield r, neighbour
         await neighbour.is_served()
         assert r.proxy.counters.crashes_total == 0
-
-
-async def ended(stream):
-    """Everything up to the end, which may be a reset."""
-    got = b""
-    with trio.fail_after(10):
-        try:
-            while data := await stream.receive_some():
-                got += data
-        except trio.BrokenResourceError:
-            pass
-    return got
 
 
 def assert_refused(got, *statuses):
@@ -95,7 +77,7 @@ async def sent(r, data, *, eof=False, tls=False):
                 await stream.send_eof()
             except trio.BrokenResourceError:
                 pass
-        got = await ended(stream)
+        got = await read_to_end(stream)
     if tls:
         await trio.aclose_forcefully(stream)
     return got
@@ -152,7 +134,7 @@ async def test_random_bytes_in_the_place_of_everything(rig):
                 await stream.send_eof()
             except trio.BrokenResourceError:
                 pass
-            await ended(stream)
+            await read_to_end(stream)
         await neighbour.is_served()
 
 
@@ -236,7 +218,7 @@ async def test_half_a_tls_record(rig, inside):
         if inside:  # the first bytes of a tunnel may be long in coming: nobody waits for them there
             stalled = stalled[1:]
         for stream in stalled:
-            await ended(stream)
+            await read_to_end(stream)
         assert trio.current_time() - began < 8
 
 
@@ -254,7 +236,7 @@ async def test_a_hello_that_never_ends_is_not_collected(rig):
             except trio.BrokenResourceError:
                 pass
         assert taken < 1000  # the kernels hold some megabytes
-        await ended(stream)
+        await read_to_end(stream)
 
 
 async def test_a_client_that_leaves_in_the_middle_of_anything(rig):
@@ -298,7 +280,7 @@ async def test_slow_heads_hold_up_nobody_and_end(rig):
                         answers.append((await stream.receive_some()).split(b"\r\n")[0])
                         return
             except trio.BrokenResourceError:
-                answers.append((await ended(stream)).split(b"\r\n")[0])
+                answers.append((await read_to_end(stream)).split(b"\r\n")[0])
 
         answers = []
         began = trio.current_time()
@@ -321,7 +303,7 @@ async def test_a_blank_line_now_and_then_is_no_head_either(rig):
                 for _ in range(100):
                     await stream.send_all(b"\r\n")
                     with trio.move_on_after(0.1):
-                        await ended(stream)
+                        await read_to_end(stream)
                         break
             except trio.BrokenResourceError:
                 pass
@@ -341,7 +323,7 @@ async def test_a_64_kib_header_line_passes_unchanged(rig):
         line = b"X-Long: " + b"v" * 65_536
         stream = await r.tls()
         await stream.send_all(GOOD.replace(b"x-api-key: k", b"x-api-key: k\r\n" + line))
-        assert (await answer_of(stream))[0].startswith(b"HTTP/1.1 200 ")
+        assert (await read_answer(stream))[0].startswith(b"HTTP/1.1 200 ")
         assert line + b"\r\n" in r.origin.requests[-1].head
 
 
@@ -368,7 +350,7 @@ async def test_many_fields_pass(rig):
         fields = b"".join(b"A%d: b\r\n" % number for number in range(900))
         stream = await r.tls()
         await stream.send_all(GOOD.replace(b"x-api-key: k\r\n", b"x-api-key: k\r\n" + fields))
-        assert (await answer_of(stream))[0].startswith(b"HTTP/1.1 200 ")
+        assert (await read_answer(stream))[0].startswith(b"HTTP/1.1 200 ")
         assert fields in r.origin.requests[-1].head
 
 
@@ -470,7 +452,7 @@ async def test_a_body_with_a_get_is_that_requests_body(rig):
         inner = b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
         one = b"GET /v1/models HTTP/1.1\r\nHost: %b\r\nContent-Length: %d\r\n\r\n" % (HOST.encode(), len(inner))
         await stream.send_all(one + inner + b"GET /v1/second HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        await ended(stream)
+        await read_to_end(stream)
         assert [request.path for request in r.origin.requests[before:]] == ["/v1/models", "/v1/second"]
 
 
@@ -511,7 +493,7 @@ async def test_bad_chunks_end_the_request_on_both_sides(rig, held, late):
             if late:
                 await trio.sleep(0.02)
                 await stream.send_all(chunks)
-            got = await ended(stream)
+            got = await read_to_end(stream)
             assert got, chunks[:30]
             assert_refused(got, 400)
         with trio.fail_after(5):  # an upstream that already saw the head must not take it for a whole request
@@ -539,7 +521,7 @@ async def test_a_host_that_disagrees_with_the_absolute_target_is_replaced(rig):
         await stream.send_all(
             f"GET https://localhost:{port}/v1/models HTTP/1.1\r\nHost: evil.example\r\nx-api-key: k\r\n\r\n".encode()
         )
-        await answer_of(stream)
+        await read_answer(stream)
         assert r.origin.requests[-1].header("host") == f"localhost:{port}"
 
 
@@ -547,7 +529,7 @@ async def test_a_wrong_host_inside_a_tunnel_still_reaches_only_the_tunnels_serve
     async with beside(rig) as (r, _):
         stream = await r.tls()
         await stream.send_all(GOOD.replace(HOST.encode(), b"evil.example"))
-        assert (await answer_of(stream))[0].startswith(b"HTTP/1.1 200 ")
+        assert (await read_answer(stream))[0].startswith(b"HTTP/1.1 200 ")
         assert r.origin.requests[-1].connection
 
 
@@ -578,7 +560,7 @@ async def test_more_connections_than_allowed_are_told_so(rig):
                 stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 stream.socket.close()
             else:
-                assert_refused(await ended(stream), 529)
+                assert_refused(await read_to_end(stream), 529)
         await neighbour.is_served()
         streams[0].socket.close()
         await trio.sleep(0.05)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 
 import pytest
 import trio
-from rig import HOST, read_all, read_exactly, read_head
+from rig import HOST, read_all, read_answer, read_to_end
 
 from dbproxy.api import Fields, LocalResponse, hookimpl
 from dbproxy.app import run as run_module
@@ -27,20 +26,8 @@ REQUEST = (
 async def served(stream):
     await stream.send_all(REQUEST)
     with trio.fail_after(10):
-        head, rest = await read_head(stream)
-        await read_exactly(stream, int(re.search(rb"content-length: *(\d+)", head.lower())[1]), rest)
+        head, _ = await read_answer(stream)
     return head.startswith(b"HTTP/1.1 200 ")
-
-
-async def ended(stream):
-    got = b""
-    with trio.fail_after(10):
-        try:
-            while data := await stream.receive_some():
-                got += data
-        except trio.BrokenResourceError:
-            pass
-    return got
 
 
 async def journal(r):
@@ -80,7 +67,7 @@ async def test_a_bug_of_ours_ends_one_connection(rig, monkeypatch, error, place)
             await victim.send_all(REQUEST.replace(b"Content-Length: ", b"Content-Length: 9"))
         else:
             await victim.send_all(REQUEST)
-        assert await ended(victim) == b""
+        assert await read_to_end(victim) == b""
         monkeypatch.undo()
         assert await served(neighbour)
         assert await served(await r.tls())
@@ -178,7 +165,7 @@ async def test_a_socket_that_is_dead_when_it_is_accepted(rig, monkeypatch):
             real(self, sock, address)
 
         monkeypatch.setattr(server_module.Server, "_accepted", accepted)
-        assert await ended(await r.plain()) == b""
+        assert await read_to_end(await r.plain()) == b""
         assert await served(await r.tls())
         assert await served(neighbour)
 
@@ -270,7 +257,7 @@ async def test_a_local_answer_that_breaks_off_never_ends_cleanly(rig, fail):
     async with rig(plugins=(("half", HalfAnswer(fail)),)) as r:
         stream = await r.tls()
         await stream.send_all(REQUEST)
-        got = await ended(stream)
+        got = await read_to_end(stream)
         assert b"half of it" in got
         assert not got.endswith(b"0\r\n\r\n")
         plain = await r.plain()

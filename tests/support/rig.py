@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import ssl
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -43,6 +44,26 @@ async def read_exactly(stream: trio.abc.ReceiveStream, size: int, seen: bytes = 
         assert data, f"closed after {len(seen)} of {size} bytes"
         seen += data
     return seen
+
+
+async def read_answer(stream: trio.abc.ReceiveStream, seen: bytes = b"") -> tuple[bytes, bytes]:
+    """Head and body of an answer that says its length."""
+    head, rest = await read_head(stream, seen)
+    length = re.search(rb"\r\ncontent-length: *(\d+)", head.lower())
+    assert length, head
+    return head, await read_exactly(stream, int(length[1]), rest)
+
+
+async def read_to_end(stream: trio.abc.ReceiveStream) -> bytes:
+    """Everything up to the end, which may be a reset, and has to come soon."""
+    got = b""
+    with trio.fail_after(10):
+        try:
+            while data := await stream.receive_some():
+                got += data
+        except trio.BrokenResourceError:
+            pass
+    return got
 
 
 @dataclass
