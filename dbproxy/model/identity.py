@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 
 from dbproxy.model import shapes
-from dbproxy.model.memo import Memo
+from dbproxy.model.memo import LIMIT, Memo
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -59,7 +59,7 @@ def link_items(span: bytes) -> tuple[str, tuple[bytes, ...]]:
 class LinkHashes:
     """Linking hashes of whole histories; those of lately seen messages are remembered, ``limit`` bounds their bytes."""
 
-    def __init__(self, *, limit: int = 8 << 20) -> None:
+    def __init__(self, *, limit: int = LIMIT) -> None:
         self._memo: Memo[Turn] = Memo(_turn, limit=limit)
 
     def of(self, spans: Iterable[bytes | msgspec.Raw]) -> list[bytes | None]:
@@ -74,13 +74,14 @@ class LinkHashes:
         seen: set[bytes | None] = set()
         hashes: list[bytes | None] = []
         for turn in turns:
-            if (turn.calls or turn.results) and calls.issuperset(turn.calls) and results.issuperset(turn.results):
-                hashes.append(turn.hash if turn.more and turn.hash not in seen else None)
-            else:
-                hashes.append(turn.hash)
-            calls.update(turn.calls)
-            results.update(turn.results)
-            seen.add(turn.hash)
+            found, called, answered, more = turn
+            if called or answered:
+                if calls.issuperset(called) and results.issuperset(answered) and not (more and found not in seen):
+                    found = None
+                calls.update(called)
+                results.update(answered)
+                seen.add(turn.hash)
+            hashes.append(found)
         return hashes
 
     @staticmethod

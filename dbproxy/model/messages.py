@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from dbproxy.model import shapes
+from dbproxy.model import shapes, spans
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -80,19 +80,28 @@ class MessagesRequest:
         self.body = body
 
     @cached_property
+    def split(self) -> spans.Body | None:
+        """The body's top level as spans, for whoever takes it apart; None where the body is odd (a key twice)."""
+        return spans.read(self.body)
+
+    @cached_property
     def _top(self) -> _Top | None:
+        """For bodies that ``split`` leaves alone: of a key that stands there twice the last value counts."""
         try:
             return _TOP(self.body)
         except shapes.UNREADABLE:
             return None
 
     def _value(self, name: str) -> Any:
+        if self.split:
+            raw = self.split.raw(name.encode())
+            return None if raw is None else shapes.parse(raw)
         return None if self._top is None else shapes.parse(getattr(self._top, name))
 
     @property
     def readable(self) -> bool:
         """Is the body a JSON object at all?"""
-        return self._top is not None
+        return self.split is not None or self._top is not None
 
     @cached_property
     def model(self) -> str | None:
@@ -112,12 +121,15 @@ class MessagesRequest:
         return self._value("stream") is True
 
     @cached_property
-    def spans(self) -> tuple[msgspec.Raw, ...]:
-        """The exact bytes of each message. They keep the body alive."""
+    def spans(self) -> tuple[bytes, ...]:
+        """The exact bytes of each message; those seen before are the same objects as then."""
+        if self.split:
+            array = self.split.array(b"messages")
+            return tuple(array.elements) if array else ()
         if self._top is None:
             return ()
         try:
-            return tuple(_SPANS(self._top.messages))
+            return tuple(map(bytes, _SPANS(self._top.messages)))
         except shapes.UNREADABLE:
             return ()
 

@@ -21,7 +21,7 @@ from dbproxy.model.memo import Memo
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from dbproxy.model.spans import Member
+    from dbproxy.model.spans import Body, Member
 
 _MARK: Final = b"cache_control"
 _BILLING: Final = b"x-anthropic-billing-header:"  # client facts 3.1: changes with every request
@@ -53,6 +53,7 @@ class Parts:
 _OPEN: Final = b"\x01"
 _CLOSE: Final = b"\x02"
 _BETWEEN: Final = b"\x1f"
+_BRACKET: Final = ord("[")
 _LISTS: Final = {b"system": b"s", b"tools": b"t", b"messages": b"m"}
 _MARKED: Final = re.compile(rb"\x01([stm])([^\x02]*)\x02")
 
@@ -61,32 +62,32 @@ _memo: Final[Memo[Piece]] = Memo(lambda span: _piece(span))
 _lock: Final = threading.Lock()
 
 
-def take_apart(body: bytes) -> Parts | None:
+def take_apart(body: bytes | Body) -> Parts | None:
     """The parts of a request body (content codings undone); None where it is better kept whole: no JSON object, no
     list of messages, a key twice at the top, nesting beyond measure. Safe to call from any thread."""
-    top = spans.members(body)
-    if top is None:
+    read = spans.read(body) if isinstance(body, bytes) else body
+    if read is None:
         return None
     pieces: dict[bytes, tuple[Piece, ...]] = {}
     template: list[bytes] = []
     at = 0
-    for member in top:
+    for member in read.members.values():
         letter = _LISTS.get(member.key)
-        if letter is None or body[member.start : member.start + 1] != b"[":
+        if letter is None or read.text[member.start] != _BRACKET:
             continue
-        found = spans.array(body[member.start : member.end])
-        if found is None:
+        array = read.array(member.key)
+        if array is None:
             return None
-        elements, gaps = found
+        elements, gaps = array
         if letter == b"s":
             elements, gaps = _without_billing(elements, gaps)
         with _lock:
             pieces[member.key] = tuple(_memo.of(elements))
-        template += (body[at : member.start], _OPEN, letter, _layout(gaps), _CLOSE)
+        template += (read.text[at : member.start], _OPEN, letter, _layout(gaps), _CLOSE)
         at = member.end
     if b"messages" not in pieces:
         return None
-    template.append(body[at:])
+    template.append(read.text[at:])
     return Parts(b"".join(template), pieces.get(b"system", ()), pieces.get(b"tools", ()), pieces.get(b"messages", ()))
 
 
@@ -96,13 +97,14 @@ def put_together(parts: Parts) -> bytes:
     return _MARKED.sub(lambda mark: _list_text(mark[2], pieces[mark[1]]), parts.template)
 
 
-def _without_billing(elements: list[bytes], gaps: list[bytes]) -> tuple[list[bytes], list[bytes]]:
+def _without_billing(elements: list[bytes], gaps: list[bytes] | None) -> tuple[list[bytes], list[bytes] | None]:
     """Leading billing blocks become part of the first gap, so that the list of the others repeats."""
     count = 0
     while count < len(elements) and _is_billing(elements[count]):
         count += 1
     if not count:
         return elements, gaps
+    gaps = gaps or [b"[", *[b","] * (len(elements) - 1), b"]"]
     first = b"".join(text for pair in zip(gaps[:count], elements[:count], strict=True) for text in pair)
     rest = gaps[count:]
     # An empty list has two gaps, too.
@@ -115,9 +117,9 @@ def _is_billing(block: bytes) -> bool:
     return shapes.text(shapes.mapping(shapes.parse(block)).get("text")).startswith(_BILLING.decode())
 
 
-def _layout(gaps: list[bytes]) -> bytes:
+def _layout(gaps: list[bytes] | None) -> bytes:
     """Gaps as a mark keeps them: nothing for the compact form, three if those between are alike, else all."""
-    if gaps[0] == b"[" and gaps[-1] == b"]" and all(gap == b"," for gap in gaps[1:-1]):
+    if gaps is None:
         return b""
     inner = set(gaps[1:-1])
     if len(inner) == 1:
@@ -144,6 +146,10 @@ def _list_text(layout: bytes, pieces: Sequence[Piece]) -> bytes:
 # --- pieces ---
 
 
+# One text in a list cannot be told from other lists without a parse, but without these there is none.
+_TEXT_BLOCK: Final = re.compile(rb'"type"[ \t\n\r]*:[ \t\n\r]*"text"').search
+
+
 def piece(span: bytes) -> Piece:
     """The piece that the JSON text ``span`` is: a message, a system block or a tool. Anything else is its own form."""
     with _lock:
@@ -151,7 +157,7 @@ def piece(span: bytes) -> Piece:
 
 
 def _piece(span: bytes) -> Piece:
-    cuts = sorted(_cuts(span)) if _MARK in span or b"[" in span else []
+    cuts = sorted(_cuts(span)) if _MARK in span or _TEXT_BLOCK(span) else []
     if not cuts:
         return Piece(span, hashlib.sha256(span).digest()[:16])
     kept, insertions, at = [], [], 0
@@ -176,15 +182,10 @@ def _cuts(span: bytes) -> Iterator[tuple[int, int]]:
     array = spans.array(span[content.start : content.end])
     if array is None:
         return
-    elements, gaps = array
-    at, single = content.start, len(elements) == 1
-    if not single and _MARK not in span:
-        return
-    for gap, block in zip(gaps, elements, strict=False):
-        at += len(gap)
+    single = len(array.elements) == 1
+    for at, block in array.places(content.start):
         if single or _MARK in block:
             yield from _block_cuts(block, at, content if single else None)
-        at += len(block)
 
 
 def _block_cuts(block: bytes, at: int, only_in: Member | None) -> Iterator[tuple[int, int]]:
@@ -215,13 +216,9 @@ def _block_cuts(block: bytes, at: int, only_in: Member | None) -> Iterator[tuple
     array = spans.array(block[content.start : content.end])
     if array is None:
         return
-    elements, gaps = array
-    inner = at + content.start
-    for gap, element in zip(gaps, elements, strict=False):
-        inner += len(gap)
+    for inner, element in array.places(at + content.start):
         if _MARK in element:
             yield from _mark_cuts(spans.members(element) or [], inner)
-        inner += len(element)
 
 
 def _mark_cuts(found: list[Member], at: int) -> Iterator[tuple[int, int]]:
