@@ -28,7 +28,7 @@ from dbproxy.exchange import (
     Via,
 )
 from dbproxy.hooks.metrics import Sample
-from dbproxy.hooks.services import CallAnswer, Redactor, Services, Storage
+from dbproxy.hooks.services import CallAnswer, HeldBody, Redactor, Services, Storage
 from dbproxy.hooks.specs import (
     API_VERSION,
     App,
@@ -56,7 +56,7 @@ from dbproxy.model.spans import array as json_array
 from dbproxy.model.spans import members as json_members
 from dbproxy.model.usage import Usage
 from dbproxy.wire.coding import decode_body
-from dbproxy.wire.sse import SseEvent
+from dbproxy.wire.sse import SseEvent, SseSplitter
 from dbproxy.wire.sse import encode as encode_event
 
 __all__ = [
@@ -76,6 +76,7 @@ __all__ = [
     "ExchangeLinked",
     "ExchangeOpened",
     "Fields",
+    "HeldBody",
     "Link",
     "LinkHashes",
     "LocalResponse",
@@ -98,6 +99,7 @@ __all__ = [
     "Service",
     "Services",
     "SseEvent",
+    "SseSplitter",
     "Storage",
     "StreamFilter",
     "StreamPiece",

@@ -322,9 +322,21 @@ class Analyst:
     def _append(
         self, recording: Recording, stage: str, record: Record, *, link: Link | None, usage: Usage | None = None
     ) -> None:
-        self._tools.sink.append(record)
+        if recording.keep == "facts":
+            record = _without_text(record)
+        if recording.keep != "off":
+            self._tools.sink.append(record)
         finding = Finding(recording.exchange, stage, record, link, usage)
         self._post(lambda: self._found(finding))
+
+
+def _without_text(record: Record) -> Record:
+    """The facts alone."""
+    if isinstance(record, ExchangeOpened):
+        return replace(record, body=None)
+    if isinstance(record, ExchangeClosed):
+        return replace(record, message=None, stream=None)
+    return record
 
 
 def _own_link(recording: Recording) -> Link:

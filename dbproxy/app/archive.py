@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ import trio
 from dbproxy.app.analyst import Analyst, Finding, Tools
 from dbproxy.app.capture import MESSAGES, Capture, is_model_traffic
 from dbproxy.app.crash import describe_crash
-from dbproxy.errors import ConfigError
+from dbproxy.errors import ConfigError, DbproxyError
 from dbproxy.hooks.metrics import Sample
 from dbproxy.model.link import Edge, Link
 from dbproxy.model.record import ExchangeClosed
@@ -74,6 +75,7 @@ class Archive:
         intercepted: Callable[[], frozenset[str]],
         storage: Storage | None = None,
         redactors: Sequence[Redactor] = (),
+        active: bool = True,
     ) -> None:
         self.listeners: list[Callable[[Finding], object]] = []  # called on the event loop, must not block
         self._settings = settings
@@ -93,10 +95,12 @@ class Archive:
             failed=lambda error: journal.emit("capture_failed", level="error", error=error),
             redact_message=lambda body: self._redact("message", body.decode("utf-8", "replace")).encode(),
         )
-        self.capture = Capture(self.analyst, lambda exchange: is_model_traffic(exchange, intercepted()))
+        self.capture = Capture(self.analyst, lambda exchange: is_model_traffic(exchange, intercepted()), active=active)
 
     def start(self) -> None:
         """Begin to keep."""
+        if not self.capture.active:
+            return
         sys.setswitchinterval(min(SWITCH_INTERVAL, sys.getswitchinterval()))
         self.analyst.start()
 
@@ -141,6 +145,13 @@ class Archive:
 
         with Reader.open(self._paths.database) as reader:
             return tuple(reader.history(exchange_id))
+
+    def body(self, exchange_id: str) -> bytes | None:
+        """The request body of a stored exchange. Blocks: run it in a thread."""
+        from dbproxy.store.reader import Reader
+
+        with Reader.open(self._paths.database) as reader:
+            return reader.request_body(exchange_id)
 
     async def flush(self, seconds: float) -> bool:
         """Wait until all that is finished by now can be read from the store; whether it is."""
@@ -254,7 +265,7 @@ def _about(finding: Finding) -> dict[str, Any]:
 
 
 def _key(paths: Paths) -> bytes:
-    """The key for fingerprints, made at the first start."""
+    """The key for fingerprints, made at the first start; a passing one where it cannot be kept."""
     try:
         key = paths.fingerprint_key.read_bytes()
         if len(key) >= 16:
@@ -262,5 +273,6 @@ def _key(paths: Paths) -> bytes:
     except OSError:
         pass
     key = secrets.token_bytes(32)
-    write_private(paths.fingerprint_key, key)
+    with suppress(DbproxyError, OSError):
+        write_private(paths.fingerprint_key, key)
     return key

@@ -45,7 +45,8 @@ class Recording:
     capture: Capture
     exchange: Exchange
     scope: Scope | None
-    whole: bool  # keep the bodies
+    whole: bool  # bodies are looked at
+    keep: str  # what is stored: ``on``, ``facts`` or ``off``
     streams: bool  # keep arrival times
     redacts: bool  # take credentials out of bodies, too
     started: float  # Unix seconds
@@ -144,21 +145,31 @@ class Recording:
 
 
 class Capture:
-    """The recordings of one proxy. ``mode`` of the settings is ``on``, ``facts`` or ``off``."""
+    """The recordings of one proxy. One that is not ``active`` makes none."""
 
-    def __init__(self, analyst: Analyst, is_ours: Callable[[Exchange], bool]) -> None:
+    def __init__(self, analyst: Analyst, is_ours: Callable[[Exchange], bool], *, active: bool = True) -> None:
         self.analyst = analyst
+        self.active = active
         self.held = 0
         self.shed = 0  # transcripts lost because more was held than HELD_LIMIT
         self._is_ours = is_ours
 
     def begin(self, exchange: Exchange, scope: Scope | None, settings: Settings) -> Recording | None:
         """A recording for this exchange, None if nothing is to be kept of it."""
-        if settings.capture == "off" or not self._is_ours(exchange):
+        if not self.active or not self._is_ours(exchange):
             return None
-        whole = settings.capture == "on" and exchange.path in _WHOLE and exchange.request.method == b"POST"
+        whole = exchange.path in _WHOLE and exchange.request.method == b"POST"
+        if settings.capture == "off" and (exchange.passthrough or not whole):
+            return None  # nobody would look at it
         recording = Recording(
-            self, exchange, scope, whole, settings.capture_stream, settings.redact_messages, time.time()
+            self,
+            exchange,
+            scope,
+            whole,
+            settings.capture,
+            settings.capture_stream,
+            settings.redact_messages,
+            time.time(),
         )
         exchange.attributes[_KEY] = recording
         return recording

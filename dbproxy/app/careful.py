@@ -23,11 +23,7 @@ if TYPE_CHECKING:
 
 
 def usable(settings: Settings) -> Settings:
-    """The settings without certificates that cannot be read: base-URL requests may fail, tunnels need none.
-
-    Nothing is captured either: whatever made the worker crash may lie there.
-    """
-    settings = replace(settings, capture="off")
+    """The settings without certificates that cannot be read: base-URL requests may fail, tunnels need none."""
     if settings.upstream_ca is None:
         return settings
     try:

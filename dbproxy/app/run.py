@@ -276,6 +276,7 @@ def _assemble(
             intercepted=lambda: proxy.intercepted,
             storage=keep.storage,
             redactors=keep.redactors,
+            active=not degraded,  # whatever made the worker crash may lie there
         ),
         handshakes=trio.CapacityLimiter(settings.handshake_concurrency),
         token=_token(settings, paths, degraded),

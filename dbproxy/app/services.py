@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -19,10 +19,24 @@ if TYPE_CHECKING:
 
     from dbproxy.app.proxy import Proxy
     from dbproxy.config import Settings
-    from dbproxy.exchange import Exchange, RequestHead
+    from dbproxy.exchange import Exchange, Fields, RequestHead
     from dbproxy.hooks.services import CallAnswer
     from dbproxy.model.link import Link
     from dbproxy.scope import Scope
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A request's body in the pieces in which it came (`dbproxy.api.HeldBody`)."""
+
+    fields: Fields
+    pieces: tuple[bytes, ...]
+
+    async def read(self) -> bytes | None:
+        """The body, content coding undone; None if that cannot be done."""
+        if self.fields.get(b"content-encoding") is None:
+            return self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces)
+        return await trio.to_thread.run_sync(decoded_body, self.fields, list(self.pieces))
 
 
 class ProxyServices:
@@ -53,7 +67,7 @@ class ProxyServices:
         recording = recording_of(exchange)
         return None if recording is None else await recording.linked(seconds)
 
-    async def request_body(self, exchange: Exchange, /) -> bytes | None:
+    def request_body(self, exchange: Exchange, /) -> Held | None:
         """See `dbproxy.api.Services`."""
         recording = recording_of(exchange)
         if exchange.body is not None:
@@ -62,9 +76,13 @@ class ProxyServices:
             pieces = list(recording.up)
         else:
             return None
-        if exchange.request.fields.get(b"content-encoding") is None:
-            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        return await trio.to_thread.run_sync(decoded_body, exchange.request.fields, pieces)
+        return Held(exchange.request.fields, tuple(pieces))
+
+    async def stored_body(self, exchange_id: str, /) -> bytes | None:
+        """See `dbproxy.api.Services`."""
+        archive = self._now.archive
+        await archive.flush(2.0)
+        return await trio.to_thread.run_sync(archive.body, exchange_id, abandon_on_cancel=True)
 
     def settings(self, exchange: Exchange | None, /) -> Mapping[str, object]:
         """See `dbproxy.api.Services`."""

@@ -31,14 +31,24 @@ class CallAnswer(Protocol):
     async def body(self) -> bytes: ...
 
 
+class HeldBody(Protocol):
+    """A request's body, held by reference for as long as this object lives."""
+
+    async def read(self) -> bytes | None:
+        """The body, content coding undone; None if it is not whole."""
+
+
 class Services(Protocol):
     """What a plugin may ask of the running proxy. Only on the event loop."""
 
     async def link(self, exchange: Exchange, seconds: float, /) -> Link | None:
         """The exchange's place in its conversation, waiting at most so long; None if it is not known by then."""
 
-    async def request_body(self, exchange: Exchange, /) -> bytes | None:
-        """The body of a Messages request that is under way, content coding undone; None if it was not kept."""
+    def request_body(self, exchange: Exchange, /) -> HeldBody | None:
+        """The body of a Messages request that is under way; None if it was not kept. Costs nothing until it is read."""
+
+    async def stored_body(self, exchange_id: str, /) -> bytes | None:
+        """The body of an exchange that is over, from the store; None if it is not there (any more)."""
 
     def settings(self, exchange: Exchange | None, /) -> Mapping[str, object]:
         """The settings that hold for an exchange, by name; those of the user for None."""

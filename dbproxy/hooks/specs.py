@@ -392,7 +392,7 @@ def wants_body(exchange: Exchange) -> bool | None:
     """
 
 
-@_hook(Kind.DECIDE, _local, deadline=5.0)
+@_hook(Kind.DECIDE, _local, deadline=30.0)
 def intercept_request(exchange: Exchange) -> LocalResponse | None:
     """Answer a request here instead of upstream. None sends it on.
 

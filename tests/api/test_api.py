@@ -11,10 +11,10 @@ from dbproxy import api
 
 SURFACE = """
 API_VERSION Accumulator Agent App CallAnswer ConfigError ConnectionFacts DbproxyError Edge Emit Evidence Exchange
-ExchangeClosed ExchangeLinked ExchangeOpened Fields Link LinkHashes LocalResponse Outcome PeerError PluginError Point
-ProtocolViolation RateLimit Record Redactor Refused RequestBody RequestDraft RequestHead RequestKind ResponseHead
-Sample SendBytes Service Services SseEvent Storage StreamFilter StreamPiece StreamTap Timings TunnelDecision
-UpstreamError Usage Via decode_body encode_event hookimpl json_array json_members
+ExchangeClosed ExchangeLinked ExchangeOpened Fields HeldBody Link LinkHashes LocalResponse Outcome PeerError
+PluginError Point ProtocolViolation RateLimit Record Redactor Refused RequestBody RequestDraft RequestHead RequestKind
+ResponseHead Sample SendBytes Service Services SseEvent SseSplitter Storage StreamFilter StreamPiece StreamTap Timings
+TunnelDecision UpstreamError Usage Via decode_body encode_event hookimpl json_array json_members
 """
 
 
