@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 #: Virtual machine steps between two looks at the clock: some tenths of a millisecond.
 _STEPS: Final = 20_000
 _BUSY_SECONDS: Final = 5.0
+_LARGEST: Final = 2**63 - 1
 
 
 class Connection:
@@ -55,7 +56,7 @@ class Connection:
             connection = self._ready()
             self._until = time.monotonic() + self.seconds
             try:
-                return connection.execute(sql, values).fetchall()
+                return _executed(connection, sql, values).fetchall()
             finally:
                 self._until = float("inf")
 
@@ -75,7 +76,7 @@ class Connection:
                 self._until = time.monotonic() + self.seconds if until is None else until
                 try:
                     if cursor is None:
-                        cursor = self._ready().execute(sql, values)
+                        cursor = _executed(self._ready(), sql, values)
                     some = cursor.fetchmany(many)
                 finally:
                     self._until = float("inf")
@@ -206,3 +207,25 @@ class Connection:
                 f"{self.path} is damaged: {error}",
                 hint="The proxy puts a damaged file aside and starts a new one; restart it with `dbproxy restart`",
             ) from error
+
+
+def within(column: str, folder: str) -> tuple[str, list[object]]:
+    """The condition that a path is ``folder`` or lies below it, and its values."""
+    bare = folder.rstrip("/\\")
+    return (
+        f"({column} IN (?, ?) OR substr({column}, 1, ?) IN (?, ?))",
+        [folder, bare, len(bare) + 1, bare + "/", bare + "\\"],
+    )
+
+
+def _executed(connection: sqlite3.Connection, sql: str, values: Sequence[object]) -> sqlite3.Cursor:
+    try:
+        return connection.execute(sql, values)
+    except (UnicodeEncodeError, OverflowError):  # asked for what no row can hold; as such it is looked for
+        return connection.execute(sql, [_storable(value) for value in values])
+
+
+def _storable(value: object) -> object:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    return max(-_LARGEST, min(_LARGEST, value)) if isinstance(value, int) else value

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dbproxy.store import search as searching
 from dbproxy.store import tree as shaping
-from dbproxy.store.connection import Connection
+from dbproxy.store.connection import Connection, within
 from dbproxy.store.content import Content, mapping, mappings
 from dbproxy.store.rows import (
     AgentRow,
@@ -459,14 +459,8 @@ class _Where:
     def project(self, column: str, folder: str | None) -> None:
         """The folder itself or one below it."""
         if folder:
-            below = folder.rstrip("/\\")
-            self.add(
-                f"({column} = ? OR substr({column}, 1, ?) IN (?, ?))",
-                folder,
-                len(below) + 1,
-                below + "/",
-                below + "\\",
-            )
+            condition, values = within(column, folder)
+            self.add(condition, *values)
 
     def span(self, column: str, since: float | None, until: float | None) -> None:
         """Ids begin with the milliseconds of the start, so that a time is a range of ids."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dbproxy.model.parts import search_text
 from dbproxy.model.redact import redact_text
+from dbproxy.store.connection import within
 from dbproxy.store.rows import Found, Hit, UnknownId, Unreadable
 
 if TYPE_CHECKING:
@@ -242,14 +243,15 @@ def _places(
     connection: Connection, numbers: Sequence[int], filters: Iterable[tuple[str, str]]
 ) -> list[tuple[Any, ...]]:
     """Blob, exchange and what the filters look at, for those of ``numbers`` that they let through, in their order."""
-    where, values = "", []
+    where = ""
+    values: list[object] = []
     for name, value in filters:
         if not value:
             continue
         if name == "project":
-            below = value.rstrip("/\\")
-            where += " AND (e.project = ? OR substr(e.project, 1, ?) IN (?, ?))"
-            values += [value, len(below) + 1, below + "/", below + "\\"]
+            condition, more = within("e.project", value)
+            where += f" AND {condition}"
+            values += more
         elif name == "conversation":
             where += " AND substr(e.conversation, 1, ?) = ?"
             values += [len(value), value]
