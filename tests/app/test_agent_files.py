@@ -1,0 +1,120 @@
+"""Agent files: found where the client finds them, read again when they change, and never a danger."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from linktalk import Talk, user
+
+from dbproxy.app.agent_files import AgentFolders, parse
+from dbproxy.model.linking.linker import Linker
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dbproxy.model.agents import AgentFile
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 10.0
+        return self.now
+
+
+def write(folder: Path, name: str, body: str, file: str = "") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / (file or f"{name}.md")
+    path.write_text(f"---\nname: {name}\ndescription: does things\ntools: Read, Bash\n---\n\n{body}\n", "utf-8")
+    return path
+
+
+def names(files: tuple[AgentFile, ...]) -> list[str]:
+    return [file.name for file in files]
+
+
+def test_project_files_come_before_the_users(tmp_path: Path) -> None:
+    write(tmp_path / "home" / "agents", "reviewer", "You review.")
+    write(tmp_path / "repo" / ".claude" / "agents", "tester", "You test.")
+    write(tmp_path / "repo" / "sub" / ".claude" / "agents", "inner", "You are inside.")
+    (tmp_path / "repo" / ".git").mkdir()
+    write(tmp_path / ".claude" / "agents", "outside", "Not of this repository.")
+    folders = AgentFolders(tmp_path / "home" / "agents")
+    assert names(folders.known(str(tmp_path / "repo" / "sub"))) == ["inner", "tester", "reviewer"]
+    assert names(folders.known("")) == ["reviewer"]
+    assert [file.origin for file in folders.known(str(tmp_path / "repo"))] == ["project", "user"]
+
+
+def test_a_change_is_seen(tmp_path: Path) -> None:
+    path = write(tmp_path, "one", "First body.")
+    folders = AgentFolders(tmp_path, clock=Clock())
+    assert [file.body for file in folders.known("")] == ["First body."]
+    write(tmp_path, "one", "Second, longer body.")
+    write(tmp_path / "team", "two", "In a folder.")
+    assert [file.body for file in folders.known("")] == ["Second, longer body.", "In a folder."]
+    path.unlink()
+    assert names(folders.known("")) == ["two"]
+
+
+def test_the_file_system_is_asked_once_a_second(tmp_path: Path) -> None:
+    now = [100.0]
+    folders = AgentFolders(tmp_path, clock=lambda: now[0])
+    assert folders.known("") == ()
+    write(tmp_path, "one", "Body.")
+    assert folders.known("") == ()
+    now[0] += 1.1
+    assert names(folders.known("")) == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("---\nname: x\n---\nBody\n", ("x", "Body")),
+        ("\ufeff---\r\nname: 'x y'\r\n---\r\n\r\nA\r\nB\r\n", ("x y", "A\nB")),
+        ("---\nmodel: haiku\n---\nBody", ("stem", "Body")),
+        ("---\nname: x\nno end", ("stem", "---\nname: x\nno end")),
+        ("Just text", ("stem", "Just text")),
+        ("", ("stem", "")),
+        ("---\nname:\ndescription: name: y\n---\n", ("stem", "")),
+    ],
+)
+def test_front_matter(text: str, expected: tuple[str, str]) -> None:
+    assert parse(text, "stem") == expected
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipes as files")
+def test_odd_files_do_no_harm(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.md")
+    (tmp_path / "loop.md").symlink_to(tmp_path / "loop.md")
+    (tmp_path / "zero.md").symlink_to("/dev/zero")
+    (tmp_path / "folder.md").mkdir()
+    (tmp_path / "big.md").write_bytes(b"x" * 300_000)
+    (tmp_path / "bytes.md").write_bytes(b"---\nname: b\n---\n\xff\xfe body")
+    (tmp_path / "up").symlink_to(tmp_path)
+    assert names(AgentFolders(tmp_path).known("relative/path")) == ["b"]
+    assert AgentFolders(tmp_path / "missing").known("/also/\0missing") == ()
+    assert AgentFolders(None).known(str(tmp_path / "nothing")) == ()
+
+
+def test_an_agent_is_named_by_its_file(tmp_path: Path) -> None:
+    """Its call was never seen: the file's body opens its last system block (client facts 3.4)."""
+    write(tmp_path / ".claude" / "agents", "reviewer", "You review.\n\nBe kind.")
+    write(tmp_path / ".claude" / "agents", "short", "You review.")
+    talk = Talk(Linker(agents=AgentFolders(None)))
+    link = talk.ask(
+        [user("please review")],
+        headers={"x-claude-code-agent-id": "a1", "x-claude-code-agent-type": "custom"},
+        system=[
+            {"type": "text", "text": "Sentence."},
+            {"type": "text", "text": "You review.\n\nBe kind.\n\nNotes: ..."},
+        ],
+        project=str(tmp_path),
+    )
+    assert link.agent is not None
+    assert (link.agent.type, link.agent.name) == ("custom", "reviewer")
+    assert [one.source for one in link.evidence if one.question == "name"] == ["agent file"]
