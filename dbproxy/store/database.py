@@ -38,6 +38,10 @@ class Waiting(Protocol):
     shed: int
 
 
+class DamagedSearch(sqlite3.DatabaseError):
+    """The search index contradicts itself; the rest of the file may be well."""
+
+
 class Database:
     """An open database file. For one thread."""
 
@@ -64,6 +68,10 @@ class Database:
                 self._codec.use_newest()
                 self._blobs = BlobWriter(self._connection, self._codec)
                 self._process = self._register()
+            except UnicodeDecodeError as error:
+                # From SQLite's own words about a damaged schema.
+                self._connection.close()
+                raise sqlite3.DatabaseError("the schema is damaged") from error
             except BaseException:
                 self._connection.close()
                 raise
@@ -85,6 +93,15 @@ class Database:
             for entry in batch:
                 self._recorder.write(entry.record, entry.shed, self._breathe)
             self._connection.execute("COMMIT")
+        except UnicodeDecodeError as error:
+            self.rollback()
+            raise sqlite3.DatabaseError("a text in the file is damaged") from error
+        except sqlite3.DatabaseError as error:
+            self.rollback()
+            # The index writes late, so its errors meet any statement. Constraints of tables have codes of their own.
+            if getattr(error, "sqlite_errorcode", 0) in (sqlite3.SQLITE_CORRUPT_VTAB, sqlite3.SQLITE_CONSTRAINT):
+                raise DamagedSearch(str(error)) from error
+            raise
         except BaseException:
             self.rollback()
             raise
@@ -186,10 +203,18 @@ def is_busy(error: Exception) -> bool:
     return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
-def is_damage(error: sqlite3.DatabaseError) -> bool:
-    if type(error) is sqlite3.DatabaseError and _code(error) == 0:
-        return True  # found by us: missing tables, a dictionary that cannot be read
-    return _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+def is_damage(error: Exception) -> bool:
+    """Does the file contradict itself, as far as one can tell from an error?
+
+    Without a code it was found by us or by Python's module (missing tables, texts that are none); a plain error from
+    statements that never change means that the schema is not what it should be.
+    """
+    return isinstance(error, sqlite3.DatabaseError) and _code(error) in (
+        0,
+        sqlite3.SQLITE_ERROR,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+    )
 
 
 def is_of_a_record(error: Exception) -> bool:
@@ -211,6 +236,8 @@ def is_damaged(path: Path) -> bool:
         connection.execute("PRAGMA busy_timeout = 1000")
         migrations.migrate(connection, path)
         (answer,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    except UnicodeDecodeError:
+        return True
     except sqlite3.DatabaseError as error:
         if is_damage(error):
             return True

@@ -32,11 +32,13 @@ STEPS: Final[Mapping[int, Callable[[sqlite3.Connection], None]]] = {}
 
 
 def tune(connection: sqlite3.Connection, busy_seconds: float) -> None:
-    """Settings of a connection that writes. Raises sqlite3.Error."""
+    """Settings of a connection that writes. Raises UnusableFile before it changes anything, sqlite3.Error."""
     connection.execute(f"PRAGMA busy_timeout = {int(busy_seconds * 1000)}")
+    check(connection)
     connection.execute("PRAGMA cell_size_check = ON")  # a damaged page is said to be one before it is written to
-    # Of an empty file only, and before anything is written to it; the mode of the journal is.
-    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    if connection.execute("PRAGMA page_count").fetchone() == (0,):
+        # Has no effect later; and the mode of the journal is written to the file.
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")  # a power cut may lose the last batches, never the file
     connection.execute("PRAGMA journal_size_limit = 16777216")
@@ -80,7 +82,7 @@ def migrate(
 
 
 def check(connection: sqlite3.Connection) -> None:
-    """Raise UnusableFile for a file that this program must not use; for those who only read."""
+    """Raise UnusableFile for a file that this program must not use."""
     _version(connection, schema.VERSION)
 
 

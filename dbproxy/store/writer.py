@@ -21,6 +21,7 @@ from dbproxy.model.record import ExchangeClosed, ExchangeOpened
 from dbproxy.store import files, migrations
 from dbproxy.store.database import (
     ALIVE_EVERY,
+    DamagedSearch,
     Database,
     explain,
     is_busy,
@@ -93,6 +94,8 @@ class Store:
         self._state = ""
         self._file: Database | None = None
         self._doubtful = False  # damage was met, and not found when it was looked for
+        self._forced = False  # a file was put aside although it looked well
+        self._held = False  # the last failure was another process's lock
         self._open_here: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="store", daemon=True)
 
@@ -285,7 +288,8 @@ class Store:
                     return
                 continue
             self._put_back(batch)
-            if closing and time.monotonic() + RETRY[0] >= self._deadline:
+            # Only another process's lock is worth waiting for at the end.
+            if closing and (not self._held or time.monotonic() + RETRY[0] >= self._deadline):
                 return
             pause = min(max(pause * 2, RETRY[0]), RETRY[1])
             if closing:
@@ -301,14 +305,15 @@ class Store:
             file.look_after(bool(self._open_here))
         except (sqlite3.Error, OSError, migrations.UnusableFile) as error:
             self._failures += 1
-            self._failed(error)
+            try:
+                self._failed(error)
+            except Exception as failure:
+                self._give_up(failure)
             return True
-        except Exception as error:  # ours to mend, but a store that stopped would be worse
+        except Exception as error:
             self._failures += 1
-            self._drop_file()
-            self._say(f"{type(error).__name__} in the store")
+            self._give_up(error)
             return True
-        self._doubtful = self._doubtful and not batch
         self._say("")
         return False
 
@@ -343,6 +348,8 @@ class Store:
                 self._open_here.add(entry.record.id)
             elif isinstance(entry.record, ExchangeClosed):
                 self._open_here.discard(entry.record.id)
+        self._doubtful = False
+        self._say("")  # before those who wait for the batch look
         self._finish(batch)
 
     def _one_by_one(self, file: Database, batch: list[_Entry]) -> int:
@@ -362,7 +369,8 @@ class Store:
     def _failed(self, error: Exception) -> None:
         """Say what is wrong, and mend what can be mended."""
         reason = explain(error)
-        if isinstance(error, sqlite3.DatabaseError) and is_damage(error):
+        self._held = is_busy(error) or isinstance(error, files.Locked)
+        if is_damage(error):
             self._damaged(error)
             return
         if not is_busy(error):
@@ -371,9 +379,9 @@ class Store:
             self._file.rollback()
         self._say(reason)
 
-    def _damaged(self, error: sqlite3.DatabaseError) -> None:
+    def _damaged(self, error: Exception) -> None:
         """Go on with a new file, or with a new search index where nothing else is damaged."""
-        if error.sqlite_errorcode == sqlite3.SQLITE_CORRUPT_VTAB and self._file is not None and not self._doubtful:
+        if isinstance(error, DamagedSearch) and self._file is not None and not self._doubtful:
             self._doubtful = True
             try:
                 self._file.renew_search()
@@ -390,18 +398,30 @@ class Store:
             return
         if aside is not None:
             self._say(f"the database file was damaged; it is kept as {aside.name}, a new one was started")
+        elif self._doubtful:
+            self._say(explain(error))
 
     def _put_aside(self) -> Path | None:
         """Put the damaged file aside, unless another process already did; None then.
 
-        A file that looks well is given one more try.
+        A file that looks well is given one more try, and one file that goes on looking well is put aside as well: if
+        the next is no better, then the fault is not the file's.
         """
         with files.opening(self.path, self._busy_seconds):
-            if files.identity(self.path) is None or not (self._doubtful or is_damaged(self.path)):
-                self._doubtful = True
+            if files.identity(self.path) is None:
                 return None
+            if not is_damaged(self.path):
+                if not self._doubtful or self._forced:
+                    self._doubtful = True
+                    return None
+                self._forced = True
             self._doubtful = False
             return files.put_aside(self.path, self._clock())
+
+    def _give_up(self, error: Exception) -> None:
+        """A fault of ours: tried again like any other, since a store that stopped would be worse."""
+        self._drop_file()
+        self._say(f"{type(error).__name__} in the store: please report it")
 
     def _drop_file(self) -> None:
         file, self._file = self._file, None

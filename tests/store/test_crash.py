@@ -7,7 +7,7 @@ import random
 import signal
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 
 import pytest
@@ -48,7 +48,7 @@ def killed(process, seconds):
     """Kill it that long after its first record; the numbers that it had flushed."""
     try:
         first = process.stdout.readline()
-        time.sleep(seconds)
+        threading.Event().wait(seconds)
     finally:
         process.send_signal(signal.SIGKILL)
         rest = process.stdout.read()

@@ -116,9 +116,8 @@ def test_two_at_once_make_it_once(path):
 
 
 def test_the_lock_is_given_up_with_its_holder_and_not_waited_for_long(path):
-    with files.opening(path, 1):
-        with pytest.raises(files.Locked), files.opening(path, 0.05):
-            pass
+    with files.opening(path, 1), pytest.raises(files.Locked), files.opening(path, 0.05):
+        pass
     with files.opening(path, 0.05):
         pass
 

@@ -325,6 +325,7 @@ def test_the_file_and_its_companions_are_private(path):
             assert stat.S_IMODE(name.stat().st_mode) == 0o600, name
     path.chmod(0o644)
     with store_at(path) as store:
+        store.append(opened(2))
         assert store.flush(10)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
