@@ -96,6 +96,8 @@ def _by_marks(view: MessagesRequest, fields: Fields) -> tuple[RequestKind, str, 
     """A request without any class header."""
     if view.continues is not None:  # system and tools are left out of it (API facts 2.6), so marks say nothing
         return RequestKind.MAIN, "", "default", "message thread"
+    if not view.is_claude_code(fields):  # the marks are its own; another program may ask for a title and mean it
+        return RequestKind.MAIN, "", "default", "another program"
     kind, source = _side(view, fields)
     if kind is not RequestKind.AUXILIARY:
         return kind, "", source, ""
@@ -103,7 +105,7 @@ def _by_marks(view: MessagesRequest, fields: Fields) -> tuple[RequestKind, str, 
         return RequestKind.WARMUP, "", "body", "Warmup"
     if view.is_subagent:
         return RequestKind.SUBAGENT, "", "billing block", "cc_is_subagent"
-    if not view.tool_names and view.is_claude_code(fields):
+    if not view.tool_names:
         return RequestKind.AUXILIARY, "", "body", "no tools"
     return RequestKind.MAIN, "", "default", ""
 
