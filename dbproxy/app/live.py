@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import trio
 
+from dbproxy.app.client import ClientGone
 from dbproxy.model.record import ExchangeClosed, ExchangeOpened
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ RING_BYTES: Final = 4 * 1024 * 1024
 HEARTBEAT: Final = 15.0
 #: Listeners at once; each holds a connection.
 LISTENERS: Final = 32
+#: Seconds in which a listener has to take what is sent; one that takes nothing for so long is gone.
+PATIENCE: Final = 60.0
 _LOOK: Final = 1.0  # seconds between looks at whether the proxy is about to end
 _HELPING: Final = 256  # events in one write
 _NAME = re.compile(rb'"event":"([\w.-]{1,64})"')
@@ -148,26 +151,33 @@ class LiveFeed:
     async def stream(
         self, send: SendBytes, *, after: str = "", ending: Callable[[], bool] = bool, heartbeat: float = HEARTBEAT
     ) -> None:
-        """Send what happens from now on until the client goes away or ``ending`` says so.
+        """Send what happens from now on until the client goes away, stops reading, or ``ending`` says so.
 
-        ``after`` is the id of the last event that the client has seen: what came since is sent first, as far as the
-        ring still holds it.
+        Raises ClientGone for the second. ``after`` is the id of the last event that the client has seen: what came
+        since is sent first, as far as the ring still holds it.
         """
         self._loop = trio.lowlevel.current_trio_token()
         self.listeners += 1
+
+        async def patiently(data: bytes) -> None:
+            with trio.move_on_after(PATIENCE):
+                await send(data)
+                return
+            raise ClientGone("the listener stopped reading")
+
         try:
             seen, lost = self._place_after(after)
-            await send(self._opening(seen, resumed=bool(after) and lost == 0, lost=lost))
+            await patiently(self._opening(seen, resumed=bool(after) and lost == 0, lost=lost))
             while not ending():
                 helping, seen, lost = self._after(seen)
                 if lost:
-                    await send(self._told(seen - len(helping), lost))
+                    await patiently(self._told(seen - len(helping), lost))
                 if helping:
-                    await send(self._events(helping, seen - len(helping)))
+                    await patiently(self._events(helping, seen - len(helping)))
                 elif not await self._wait(seen, ending, heartbeat):
-                    await send(b": heartbeat\n\n")
+                    await patiently(b": heartbeat\n\n")
             # Not a failure: the client comes again by itself and finds the next process.
-            await send(b": the proxy ends\n\n")
+            await patiently(b": the proxy ends\n\n")
         finally:
             self.listeners -= 1
 

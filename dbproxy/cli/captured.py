@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dbproxy.cli.common import load_config
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from dbproxy.store.reader import Reader
@@ -53,6 +53,13 @@ class Filters(NamedTuple):
                 break
             before = page[-1].id
         return found
+
+    def oldest_first(self, reader: Reader) -> Iterator[ExchangeRow]:
+        """All of them, a page at a time."""
+        after = ""
+        while page := reader.exchanges(after=after, limit=500, **self.known):
+            yield from page
+            after = page[-1].id
 
 
 def add_filters(parser: argparse.ArgumentParser) -> None:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from dbproxy.store.reader import Reader
     from dbproxy.store.rows import ExchangeRow
 
-_EVERYTHING = 10_000_000
 _SHOWN = 20  # differences that are listed
 
 
@@ -60,7 +59,7 @@ def _chosen(args: argparse.Namespace, reader: Reader) -> Iterator[ExchangeRow]:
     known = filters(args, reader)
     if args.format == "markdown" and args.conversation is None:
         raise UsageError("a transcript is of one exchange or conversation: give an id, or --conversation ID")
-    return iter(reversed(known.of(reader, _EVERYTHING)))
+    return known.oldest_first(reader)
 
 
 def _redactor(wanted: bool) -> Callable[[bytes], bytes]:

@@ -9,6 +9,7 @@ import pytest
 import trio
 from rig import HOST, read_head
 
+from dbproxy.app.client import ClientGone
 from dbproxy.app.live import LiveFeed
 from dbproxy.model.link import Agent, Edge, Link, RequestKind
 from dbproxy.model.record import ExchangeClosed, ExchangeLinked, ExchangeOpened
@@ -103,7 +104,7 @@ async def test_resuming_behind_the_ring_says_what_is_lost(feed, nursery, autojum
     assert listener.events[1]["id"] == f"{feed.instance}-12"
 
 
-@pytest.mark.parametrize("after", ["deadbeef-3", "x", "{}-99", "{}-", "{}-1 ", "{}-\u0661", "\x00"])
+@pytest.mark.parametrize("after", ["deadbeef-1", "x", "{}-99", "{}-", "{}-1 ", "{}-\u0661", "\x00"])
 async def test_an_id_of_another_process_begins_anew_and_says_so(feed, nursery, autojump_clock, after):
     feed.emit("old")
     listener = Listener(feed, nursery, after=after.format(feed.instance))
@@ -172,6 +173,17 @@ async def test_the_end_of_the_proxy_ends_the_stream(feed, nursery, autojump_cloc
     await trio.sleep(1.5)
     assert feed.listeners == 0
     assert parse(listener.got)[-1] == {"": "the proxy ends"}
+
+
+async def test_a_listener_that_stopped_reading_is_let_go(feed, autojump_clock):
+    with pytest.raises(ClientGone):
+        await feed.stream(_never)
+    assert trio.current_time() >= 60
+    assert feed.listeners == 0
+
+
+async def _never(data):
+    await trio.sleep_forever()
 
 
 def test_emitting_after_the_loop_ended_does_no_harm(feed):
