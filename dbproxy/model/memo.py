@@ -66,8 +66,8 @@ class Runs:
     A request repeats its conversation's messages and adds a few: following costs one comparison of memory for each. And
     as equal spans come back as the same object, whose hash Python keeps, every other memo finds them at once.
 
-    Only spans that begin with a brace are followed: where a value is due and the text of a whole object stands, there
-    is that object and nothing else (behind ``1`` there may be another digit).
+    Where a value is due, and the text of a whole value stands there with a comma or a bracket behind it, there is that
+    value and nothing else.
     """
 
     _ALTERNATIVES: Final = 4
@@ -84,7 +84,8 @@ class Runs:
 
     def follow(self, text: bytes, at: int) -> tuple[list[bytes], int]:
         """The known spans that stand in ``text`` from ``at`` on, with commas and nothing else between them, and where
-        the next value is to be looked for: behind the last comma, or on the closing bracket."""
+        to look on: behind the last one's comma or, if none follows it, behind that one. In the latter case it only
+        counts if a bracket stands there."""
         found: list[bytes] = []
         known = self._first
         starts = text.startswith
@@ -121,14 +122,12 @@ class Runs:
             if known.age != self._age:
                 self._renew(known)
             learnt.append(known.span)
-            if last is not None and span.startswith(b"{"):
+            if last is not None:
                 if known in last.after:
                     last.after.remove(known)
                 last.after.insert(0, known)
                 del last.after[self._FIRST if last is self._first else self._ALTERNATIVES :]
-                last = known
-            else:
-                last = None
+            last = known
         return learnt
 
     def _renew(self, known: _Known) -> None:

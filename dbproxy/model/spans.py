@@ -103,8 +103,8 @@ def _escaped(found: list[Member]) -> bool:
 def _read_again(text: bytes) -> Body | None:
     """The body, if it repeats messages: only what is new of it is parsed. None if the whole has to be.
 
-    What is parsed is the text without the repeated messages. They are objects with a comma behind each, so it is JSON
-    if the whole is, and the other way round.
+    What is parsed is the text without the repeated messages. They are values with a comma behind each, so it is JSON if
+    the whole is, and the other way round.
     """
     bracket = text.find(_MESSAGES) + len(_MESSAGES) - 1
     if bracket < len(_MESSAGES) or not _lock.acquire(blocking=False):
@@ -119,9 +119,9 @@ def _read_again(text: bytes) -> Body | None:
         if found is None or _escaped(found):
             return None
         place = next((index for index, member in enumerate(found) if member.key == b"messages"), None)
-        # Some other list of that name, deeper down.
-        if place is None or found[place].start != bracket:
+        if place is None:
             return None
+        # None if the bracket was that of some other list of that name, deeper down.
         rest = array(new[bracket : found[place].end])
         if rest is None or rest.gaps is not None:
             return None

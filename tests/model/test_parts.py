@@ -225,6 +225,9 @@ def test_only_real_marks_are_cut() -> None:
     assert canonical(call) == compact(call)
     tool = {"name": "n", "input_schema": {"properties": {"cache_control": {}}}}
     assert canonical({**tool, "cache_control": MARK}) == canonical(tool) == compact(tool)
+    # Of blocks only those that a tool gave back are looked into.
+    other = user({"type": "some_result", "content": [text("a", cache_control=MARK)]}, text("b"))
+    assert canonical(other) == compact(other)
     said = {"role": "user", "content": '{"cache_control":{"type":"ephemeral"}}'}
     assert canonical(said) == compact(said)
 

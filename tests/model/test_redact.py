@@ -58,6 +58,7 @@ def test_a_secret_in_a_text(name: str, around: str) -> None:
         ("https://hooks.slack.com/services/T000/B000/XXXXXXXX", f"https://hooks.slack.com/{GAP}"),
         (f"before {PEM} after", f"before {GAP} after"),
         (f"{PEM}\n{PEM}", f"{GAP}\n{GAP}"),
+        (PEM[:31] + PEM, GAP),
         (PEM.replace("\n", "\\n"), GAP),
         (PEM[:50] + ".\nand so on", f"{GAP}.\nand so on"),
     ],
@@ -82,6 +83,7 @@ def test_what_stands_beside_it_tells(text: str, expected: str) -> None:
         "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----",
         "a PRIVATE KEY is private",
         "half \ud83d of a character",
+        f"https://me:{GAP}@host/ and {GAP}",
     ],
 )
 def test_other_text_stays(text: str) -> None:

@@ -167,12 +167,16 @@ ODD = [
     b' {"messages":[{"a":1},{"a":2}],"system":"\\"messages\\":[{"}\n',
     b'{"system":"\\"messages\\":[{\\"a\\":1}","messages":[{"a":1}]}',
     b'{"messages":[]}',
+    b'{"messages":[12,2]}',
+    b'{"messages":[1,1]}',
+    b'{"tools":[12,2],"messages":[1,2]}',
+    b'{"tools":[1]}',
 ]
 
 
 @pytest.mark.parametrize("text", ODD)
 def test_odd_bodies_read_as_if_never_seen_before(fresh: Runs, text: bytes) -> None:
-    for seen in (b'{"messages":[{"a":1},{"a":2}]}', b'{"messages":[1,12]}', text):
+    for seen in (b'{"messages":[{"a":1},{"a":2}]}', b'{"messages":[1,2],"tools":[1,2]}', text):
         told(read(seen))
         assert told(read(text)) == afresh(text)
 
@@ -217,10 +221,15 @@ def test_a_run_is_bounded() -> None:
             seen[id(known)] = known
             waiting += known.after
     assert sum(len(known.span) for known in seen.values()) <= 100_000
+    # What is forgotten holds on to nothing, so that it goes at once.
+    old = list(runs._old.values())
+    runs._grow_older()
+    assert {id(known) for known in old}.isdisjoint(id(known) for known in runs._old.values())
+    assert not any(known.after for known in old)
     # Too big to be kept at all.
     big = b'{"a":"' + b"x" * 60_000 + b'"}'
     assert runs.learn([big, b'{"b":1}']) == [big, b'{"b":1}']
-    assert big not in runs._young
+    assert big not in [*runs._young, *runs._old]
 
 
 def test_a_memo_is_bounded_and_works_once() -> None:
