@@ -164,10 +164,11 @@ def make_private(path: Path) -> Path:
     return path
 
 
-def write_private(path: Path, data: bytes | str) -> None:
+def write_private(path: Path, data: bytes | str, *, lasting: bool = True) -> None:
     """Put ``data`` (text as UTF-8) into the file ``path``, 0600, whole or not at all; its folder must exist.
 
-    A reader sees the old content or the new, also after a crash. Raises ConfigError.
+    A reader sees the old content or the new, also after a crash. Not ``lasting``: after a crash of the whole system it
+    may be empty, which costs no time now; for what speaks of processes, which are gone then. Raises ConfigError.
     """
     content = data.encode() if isinstance(data, str) else data
     fresh = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
@@ -179,7 +180,8 @@ def write_private(path: Path, data: bytes | str) -> None:
                     os.fchmod(file.fileno(), 0o600)  # a umask may only have taken rights away, even ours
                 file.write(content)
                 file.flush()
-                os.fsync(file.fileno())
+                if lasting:
+                    os.fsync(file.fileno())
             fresh.replace(path)
         except BaseException:
             with contextlib.suppress(OSError):

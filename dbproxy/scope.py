@@ -80,7 +80,7 @@ class Scope:
         """Write the record below ``folder`` (0700), atomically, 0600. ConfigError when that is impossible."""
         make_private(folder)
         target = folder / f"{self.id}.json"
-        write_private(target, self.to_json())
+        write_private(target, self.to_json(), lasting=False)
         return target
 
 

@@ -93,7 +93,7 @@ class DaemonState:
     def save(self, path: Path) -> None:
         """Write the record atomically, 0600. Call it only after listening."""
         make_private(path.parent)
-        write_private(path, self.to_json())
+        write_private(path, self.to_json(), lasting=False)
 
     def to_json(self) -> str:
         """The record as it is kept on disk."""

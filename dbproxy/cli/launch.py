@@ -236,5 +236,5 @@ def _joined(scope: Scope, name: str, theirs: str, paths: Paths, bundle: Path) ->
     data = Path(theirs).read_bytes()
     make_private(paths.scopes)
     target = paths.scopes / f"{scope.id}.{name}.pem"
-    write_private(target, bundle.read_bytes().rstrip() + b"\n" + data)
+    write_private(target, bundle.read_bytes().rstrip() + b"\n" + data, lasting=False)
     return target

@@ -130,7 +130,6 @@ class Settings:
         help="The double buffer: acting, only watching, or off.",
         scope="launch",
         project="allowed",
-        dormant=True,
     )
     checkpoint_threshold: float = setting(
         values.fraction(),
@@ -138,7 +137,6 @@ class Settings:
         help="Part of the client's real compaction wall at which the background checkpoint is made.",
         scope="launch",
         project="allowed",
-        dormant=True,
     )
     swap_threshold: float = setting(
         values.fraction(),
@@ -159,7 +157,37 @@ class Settings:
         help="Below this context size no checkpoint is made.",
         scope="launch",
         project="allowed",
-        dormant=True,
+    )
+    buffer_log_tokens: int = setting(
+        values.integer(1_000, 1_000_000, "tokens"),
+        50_000,
+        help="How many tokens of turns behind a checkpoint are kept whole; never more than a quarter of the window.",
+        scope="launch",
+        project="allowed",
+    )
+    buffer_hold_seconds: float = setting(
+        values.seconds(0, 120),
+        20.0,
+        help="How long a compact request is held back for a checkpoint that is still being made.",
+        scope="launch",
+    )
+    buffer_native_after_seconds: float = setting(
+        values.seconds(0, 600),
+        30.0,
+        help="After this time of holding, the client's own compact request is sent as well; the first answer wins.",
+        scope="launch",
+    )
+    buffer_adaptive: bool = setting(
+        values.boolean(),
+        False,
+        help="Make the checkpoint earlier where the wall comes near faster than a summary is made.",
+        scope="launch",
+        project="allowed",
+    )
+    buffer_daily_tokens: int = setting(
+        values.integer(0, 1 << 40, "tokens"),
+        0,
+        help="Tokens that checkpoints may use in a day (UTC), cache reads included. 0 sets no limit.",
     )
     conversation_ttl_seconds: int = setting(
         values.integer(1, 31_536_000, "seconds"),
@@ -293,11 +321,6 @@ class Settings:
             if name in known:
                 changes[name] = None if raw is None else known[name].kind.parse(raw, Context())
         return replace(self, **changes)
-
-    def process_differences(self, other: Settings) -> list[str]:
-        """Names of the process-wide settings in which ``other`` differs."""
-        names = (spec.name for spec in core_table().specs if spec.scope == "process")
-        return [name for name in names if getattr(self, name) != getattr(other, name)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,13 +47,16 @@ def start(
     fds: Sequence[int],
     here: Here | None,
 ) -> Firstborn | None:
-    """Start a worker; None where the system has no process left for it.
+    """Start a worker; None where the system has no process or descriptor left for it.
 
     ``command`` with ``words(control)`` behind it executes it in the environment ``env``, where ``control`` is the
     descriptor of its channel; ``fds`` are the others that it needs. With ``here`` it is not executed where that makes
-    no difference. The caller has a single thread.
+    no difference. The caller has a single thread, and blocks the signals of the supervisor's.
     """
-    ours, theirs = socket.socketpair()
+    try:
+        ours, theirs = socket.socketpair()
+    except OSError:
+        return None
     try:
         pid = os.fork()
         if pid == 0:

@@ -76,9 +76,13 @@ def supervise(
     env = child.with_own_package(env)
     sys.stdout.flush()
     sys.stderr.flush()
+    # Whoever reads the record may signal us from then on; until the supervisor's handlers stand, signals wait. Those of
+    # the terminal reach the worker, too, which lets them wait until it ignores them.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    told = {"config": described, "instance": state.instance, "after": "", "degraded": ""}
     first = firstborn.start(
         child.own_command(),
-        lambda end: [*work, *worker_words(config=described, listen=listen, control=end, instance=state.instance)],
+        lambda end: [*work, *worker_words(listen, control=end, **told)],
         env,
         fds=(*listen, described),
         here=here,
@@ -105,8 +109,6 @@ def supervise(
     try:
         for sock in inherited:
             sock.set_inheritable(True)
-        # Whoever reads the record may signal us from then on; until the supervisor's handlers stand, signals wait.
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         if predecessor is None:
             handover.tidy(paths.run)
             state.save(paths.daemon_state)

@@ -60,18 +60,9 @@ def socket_path(run: str, pid: int) -> str:
     return f"/proc/self/fd/{os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)}/{pid}.sock"
 
 
-def worker_words(
-    *, config: int, listen: list[int], control: int, instance: str, after: str = "", degraded: str = ""
-) -> list[str]:
+def worker_words(listen: list[int], **told: object) -> list[str]:
     """What stands behind the command of a worker: descriptors, and what ``dbproxy.app.worker.work`` is told."""
-    return [
-        f"--config={config}",
-        f"--listen={','.join(map(str, listen))}",
-        f"--control={control}",
-        f"--instance={instance}",
-        f"--after={after}",
-        f"--degraded={degraded}",
-    ]
+    return [f"--listen={','.join(map(str, listen))}", *(f"--{name}={value}" for name, value in told.items())]
 
 
 def identity_of(pid: int) -> str:
@@ -273,8 +264,8 @@ class Supervisor:
         """Start a worker; None (and another attempt a little later) where the system has no process left for us."""
         ours, theirs = socket.socketpair()
         words = worker_words(
+            self._listen,
             config=self._plan["config"],
-            listen=self._listen,
             control=theirs.fileno(),
             instance=self._plan["instance"],
             after=self._last_end,

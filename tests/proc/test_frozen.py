@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -100,3 +103,28 @@ def test_a_start_survives_any_trouble(tmp_path, apps):
     (apps / "1-a" / frozen.MARK).mkdir()  # no file
     frozen.look_after(str(own))
     frozen.look_after(str(tmp_path / "nowhere"))
+
+
+LATER = """
+import sys
+sys.path.append(sys.argv[1])
+from dbproxy.proc import frozen
+assert "inspect" not in sys.modules
+frozen.put_off("inspect")
+import dataclasses, inspect
+assert "ast" not in sys.modules, "it was loaded by a mere import"
+from inspect import signature
+assert "ast" in sys.modules and type(inspect) is type(sys), type(inspect)
+assert str(signature(lambda a, *b: 0)) == "(a, *b)" and inspect.getsourcefile(dataclasses)
+frozen.put_off("inspect")
+assert sys.modules["inspect"] is inspect, "it was loaded already"
+frozen.put_off("no_such_module")
+assert "no_such_module" not in sys.modules
+"""
+
+
+def test_a_module_is_put_off_until_it_is_used():
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-I", "-S", "-c", LATER, str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
