@@ -260,8 +260,8 @@ def _places(
             values.append(value)
     marks = ", ".join("?" * len(numbers))
     return connection.rows(
-        "SELECT f.blob, f.exchange, f.role, coalesce(e.conversation, ''), coalesce(e.thread, ''),"
-        " coalesce(e.project, ''), coalesce(e.started, 0.0) FROM found_in f LEFT JOIN exchange e ON e.id = f.exchange"
+        "SELECT f.blob, f.exchange, f.role, e.conversation, e.thread, e.project, e.started"
+        " FROM found_in f JOIN exchange e ON e.id = f.exchange"
         f" WHERE f.blob IN ({marks}){where} ORDER BY f.blob DESC",
         [*numbers, *values],
     )
