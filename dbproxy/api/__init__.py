@@ -42,6 +42,7 @@ from dbproxy.hooks.specs import (
 )
 from dbproxy.model.accumulate import Accumulator
 from dbproxy.model.identity import LinkHashes
+from dbproxy.model.limits import rate_limits
 from dbproxy.model.link import Agent, Edge, Evidence, Link, Point, RequestKind
 from dbproxy.model.record import (
     ExchangeClosed,
@@ -114,4 +115,5 @@ __all__ = [
     "hookimpl",
     "json_array",
     "json_members",
+    "rate_limits",
 ]

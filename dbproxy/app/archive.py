@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -139,6 +140,10 @@ class Archive:
             self._last_expiry = now
             self.analyst.expire(now)
 
+    def window(self, model: str, *, long: bool = False) -> int:
+        """The context window of a model (tokens), 0 if it is not known."""
+        return (self._prices.window(model, long=long) or 0) if self._prices is not None else 0
+
     def history(self, exchange_id: str) -> tuple[bytes, ...]:
         """The messages of a stored exchange and its answer. Blocks: run it in a thread."""
         from dbproxy.store.reader import Reader
@@ -172,6 +177,7 @@ class Archive:
     # ---- in the analyst's thread
 
     def _tools(self) -> Tools:
+        from dbproxy.app.agent_files import AgentFolders
         from dbproxy.model.linking.linker import Linker
         from dbproxy.model.prices import Prices
 
@@ -187,7 +193,7 @@ class Archive:
             )
             history = StoreHistory(self._paths.database)
         self._prices = self._load_prices(Prices)
-        return Tools(self._storage, Linker(history), self._prices)
+        return Tools(self._storage, Linker(history, agents=AgentFolders(_user_agents())), self._prices)
 
     def _load_prices(self, prices: type[Prices]) -> Prices:
         file = self._settings.prices
@@ -241,7 +247,7 @@ class Archive:
         usage, main = record.usage, link.thread == "main" and link.kind.speaks and link.edge is not Edge.ASIDE
         context = usage.context_tokens if usage is not None and main else None
         long = b"context-1m-2025-08-07" in exchange.request.fields.tokens(b"anthropic-beta")
-        window = self._prices.window(record.model, long=long) if self._prices is not None and context else None
+        window = self.window(record.model, long=long) if context else None
         self._sessions.note(
             link.conversation,
             context_tokens=context,
@@ -262,6 +268,13 @@ def _about(finding: Finding) -> dict[str, Any]:
     if link is not None:
         facts |= {"conv_id": link.conversation, "kind": link.kind.value, "thread": link.thread, "branch": link.branch}
     return facts
+
+
+def _user_agents() -> Path | None:
+    try:
+        return Path.home() / ".claude" / "agents"
+    except RuntimeError:  # nobody knows a home
+        return None
 
 
 def _key(paths: Paths) -> bytes:

@@ -93,6 +93,10 @@ class ProxyServices:
             self._known = settings, MappingProxyType(values)
         return self._known[1]
 
+    def context_window(self, model: str, /) -> int:
+        """See `dbproxy.api.Services`."""
+        return self._now.archive.window(model)
+
     def client_variables(self, exchange: Exchange, /) -> Mapping[str, str]:
         """See `dbproxy.api.Services`."""
         scope = self._scope(exchange)

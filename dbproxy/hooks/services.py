@@ -53,6 +53,9 @@ class Services(Protocol):
     def settings(self, exchange: Exchange | None, /) -> Mapping[str, object]:
         """The settings that hold for an exchange, by name; those of the user for None."""
 
+    def context_window(self, model: str, /) -> int:
+        """The context window of a model in tokens, 0 if it is not known."""
+
     def client_variables(self, exchange: Exchange, /) -> Mapping[str, str]:
         """The client's own variables (compaction and the like) as they were when it was launched."""
 

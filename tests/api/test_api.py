@@ -14,7 +14,7 @@ API_VERSION Accumulator Agent App CallAnswer ConfigError ConnectionFacts Dbproxy
 ExchangeClosed ExchangeLinked ExchangeOpened Fields HeldBody Link LinkHashes LocalResponse Outcome PeerError
 PluginError Point ProtocolViolation RateLimit Record Redactor Refused RequestBody RequestDraft RequestHead RequestKind
 ResponseHead Sample SendBytes Service Services SseEvent SseSplitter Storage StreamFilter StreamPiece StreamTap Timings
-TunnelDecision UpstreamError Usage Via decode_body encode_event hookimpl json_array json_members
+TunnelDecision UpstreamError Usage Via decode_body encode_event hookimpl json_array json_members rate_limits
 """
 
 
