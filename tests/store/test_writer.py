@@ -382,6 +382,32 @@ def test_a_full_queue_sheds_transcripts_before_facts(path):
     assert_sound(path)
 
 
+def test_what_waits_longer_keeps_its_transcript(path):
+    with store_at(path, queue_bytes=200_000, busy_seconds=0.05) as store:
+        store.append(opened(0))
+        assert store.flush(10)
+        with look(path) as other:
+            other.execute("BEGIN IMMEDIATE")
+            for number in range(1, 11):
+                store.append(opened(number, talk("x" * 40_000)))
+            assert store.counts.shed_transcripts == 6
+            other.execute("ROLLBACK")
+        assert store.flush(20)
+    assert [row(path, number)["body_kind"] for number in range(1, 11)] == ["parts"] * 4 + ["shed"] * 6
+
+
+def test_an_exchange_opens_and_closes_once(path):
+    with store_at(path) as store:
+        store.append(opened(1, talk("first")))
+        store.append(opened(1, talk("second"), method="PUT"))
+        store.append(closed(1, "first"))
+        store.append(closed(1, "second", outcome="error", limits=(RateLimit("5h"),)))
+    found = row(path, 1)
+    assert (found["method"], found["outcome"]) == ("POST", "ok")
+    assert body_of(path, 1) == talk("first")
+    assert rows(path, "SELECT count(*) FROM rate_limit") == [(0,)]
+
+
 def test_append_never_waits_for_the_file(path):
     with store_at(path, busy_seconds=5.0) as store:
         assert store.flush(10)
