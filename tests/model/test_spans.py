@@ -124,7 +124,12 @@ def test_only_what_is_new_is_parsed(fresh: Runs, monkeypatch: pytest.MonkeyPatch
     told(read(history(*range(1000))))
     seen: list[int] = []
     real = spans.members
-    monkeypatch.setattr(spans, "members", lambda text: seen.append(len(text)) or real(text))
+
+    def counted(text: bytes) -> list[Member] | None:
+        seen.append(len(text))
+        return real(text)
+
+    monkeypatch.setattr(spans, "members", counted)
     body = read(history(*range(1001)))
     assert body is not None
     assert len(seen) == 1
@@ -210,22 +215,33 @@ def test_a_busy_memory_is_done_without() -> None:
 
 def test_a_run_is_bounded() -> None:
     runs = Runs(limit=100_000)
+    beginning = [b'{"start":1}', b'{"next":1}']
+    for abandoned in (b'{"never":1}', b'{"again":1}'):
+        runs.follow(b"[]", 1)
+        runs.learn([beginning[0], abandoned])
+    runs.follow(b"[]", 1)
+    runs.learn(beginning)
     for number in range(2000):
-        _, at = runs.follow(b"[]", 1)
-        assert at == 1
+        # One beginning, and every time another end.
+        begun, _ = runs.follow(b"[" + b",".join(beginning) + b",]", 1)
+        assert begun == beginning
         runs.learn(b'{"%d-%d":"%s"}' % (number, index, b"x" * 500) for index in range(5))
-    waiting, seen = [runs._first, *runs._young.values(), *runs._old.values()], {}
+    kept = [runs._first, *runs._young.values(), *runs._old.values()]
+    waiting = list(kept)
+    seen: dict[int, Any] = {}
     while waiting:
         known = waiting.pop()
         if id(known) not in seen:
             seen[id(known)] = known
             waiting += known.after
+    assert set(seen) == set(map(id, kept))
     assert sum(len(known.span) for known in seen.values()) <= 100_000
     # What is forgotten holds on to nothing, so that it goes at once.
-    old = list(runs._old.values())
+    young = set(map(id, runs._young.values()))
+    gone = [known for known in runs._old.values() if id(known) not in young]
     runs._grow_older()
-    assert {id(known) for known in old}.isdisjoint(id(known) for known in runs._old.values())
-    assert not any(known.after for known in old)
+    assert gone
+    assert not any(known.after for known in gone)
     # Too big to be kept at all.
     big = b'{"a":"' + b"x" * 60_000 + b'"}'
     assert runs.learn([big, b'{"b":1}']) == [big, b'{"b":1}']
