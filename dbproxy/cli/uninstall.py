@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from dbproxy.paths import Paths
 
-_OURS = frozenset({"ca", "logs", "plugins", "run", "dbproxy.sqlite", "statusline.sh"})
+_OURS = frozenset({"fingerprint-key", "plugin-data", "ca", "logs", "plugins", "run", "dbproxy.sqlite", "statusline.sh"})
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
