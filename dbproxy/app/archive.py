@@ -88,6 +88,7 @@ class Archive:
         self._prices: Prices | None = None
         self._token = trio.lowlevel.current_trio_token()
         self._last_expiry = 0.0
+        self._closing = False
         self.analyst = Analyst(
             self._tools,
             key=_key(paths),
@@ -158,6 +159,31 @@ class Archive:
         with Reader.open(self._paths.database) as reader:
             return reader.request_body(exchange_id)
 
+    async def retain(self) -> None:
+        """Remove what the settings do not want kept any longer; only from the embedded store."""
+        settings = self._settings
+        if not (settings.retention_days or settings.retention_bytes) or not isinstance(self._storage, SqliteStorage):
+            return
+        await trio.to_thread.run_sync(self._prune, abandon_on_cancel=True)
+
+    def _prune(self) -> None:
+        from dbproxy.store.retention import prune
+
+        days, size = self._settings.retention_days, self._settings.retention_bytes
+        try:
+            done = prune(
+                self._paths.database,
+                older_than=days * 86_400.0 if days else None,
+                max_bytes=size or None,
+                redact=lambda text: self._redact("search", text),
+                stop=lambda: self._closing,
+            )
+        except DbproxyError as error:
+            self._journal.emit("retention_failed", level="warning", message=str(error))
+            return
+        if done.exchanges:
+            self._journal.emit("retention", exchanges=done.exchanges, freed_bytes=done.freed_bytes)
+
     async def flush(self, seconds: float) -> bool:
         """Wait until all that is finished by now can be read from the store; whether it is."""
         done = await trio.to_thread.run_sync(self.analyst.settle, seconds, abandon_on_cancel=True)
@@ -167,6 +193,7 @@ class Archive:
 
     async def close(self, seconds: float) -> None:
         """Write what is queued, waiting at most so long."""
+        self._closing = True
         began = trio.current_time()
         with trio.CancelScope(shield=True, deadline=began + seconds + 1.0):
             await trio.to_thread.run_sync(self.analyst.stop, seconds, abandon_on_cancel=True)

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 _FILES = 65536  # open files that we ask for; macOS starts a process with 256
 CERTIFICATE_VARIABLES = ("NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE")
 _BREATH = 0.1  # seconds after the start in which whoever waited for us comes first
+_RETENTION_EVERY = 900  # seconds
 _FRESH = 1.0  # seconds for a client that connected just before the end to say what it wants
 _LAST_WORDS = 5.0  # seconds for taps, observers and the log when everything else has ended
 
@@ -353,6 +354,8 @@ async def _chore(proxy: Proxy, pipeline: Pipeline, round_number: int) -> None:
         proxy.egresses.expire()
         proxy.sessions.expire(time.time())
         proxy.archive.expire(time.time())
+    if round_number % _RETENTION_EVERY == 0:
+        await proxy.archive.retain()
     if round_number % 60 == 0:
         await trio.to_thread.run_sync(_look_after_files, proxy)
 
