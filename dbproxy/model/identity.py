@@ -118,7 +118,7 @@ def _turn(span: bytes) -> Turn:
     content = value.get("content")
     calls, results, more = [], [], isinstance(content, str)
     for block in map(shapes.mapping, shapes.sequence(content)):
-        kind = block.get("type")
+        kind = shapes.text(block.get("type"))
         if kind in _CALLS:
             calls.append(shapes.text(block.get("id")))
         elif kind in _RESULTS:
