@@ -92,55 +92,71 @@ def _redacted_value(value: str, key: bytes) -> str:
     return _replaced(value, lambda secret: _fingerprint(secret, key))[0]
 
 
+def _beginning(word: str, rest: str) -> tuple[str, re.Pattern[str]]:
+    """A secret that begins with ``word``, which is no piece of a longer one; an escape's letter and digits (\\n, %3D)
+    before it are no word. That is asked behind ``word``, since a pattern that begins with plain text is ten times
+    quicker."""
+    literal, word = word, re.escape(word)
+    asked = rf"(?:(?<![A-Za-z0-9]{word})|(?<=\\[nrt]{word})|(?<=%[0-9A-Fa-f]{{2}}{word}))"
+    return literal, re.compile(word + asked + rest)
+
+
+def _called(word: str, rest: str) -> tuple[str, re.Pattern[str]]:
+    return word, re.compile(word + rest)
+
+
+# What is assigned to a name; without a digit it is rather a word.
+_VALUE: Final = (
+    r"""[\\"']{0,3}[ \t]{0,4}[=:][ \t]{0,4}[\\"']{0,3}"""
+    r"""(?P<s>(?=[^\s"'\\&,;)0-9]{0,128}+[0-9])[^\s"'\\&,;)]{8,}+)"""
+)
+# Other keys are keys of maps.
+_KEYS: Final = [f"(?<=(?i:{kind}){dash}(?i:key))" for kind in ("api", "access", "secret") for dash in ("", "[_-]")]
+_KEY_OF: Final = f"(?:{'|'.join(_KEYS)})"
+_LONG: Final = "[A-Za-z0-9_.-]{20,}+"
+
 # What a pattern needs somewhere in the text, and the pattern. The secret is the group ``s`` if there is one, else all
 # of it. Runs are possessive, and where one may fail after its end it is bounded: text of n characters takes O(n).
-# Inside a word nothing begins; an escape's letter and digits (\n, %3D) are no word.
-_BEFORE: Final = r"(?:(?<![A-Za-z0-9])|(?<=\\[nrt])|(?<=%[0-9A-Fa-f]{2}))"
-_PATTERNS: Final[tuple[tuple[tuple[str, ...], re.Pattern[str]], ...]] = (
+_PATTERNS: Final[tuple[tuple[str, re.Pattern[str]], ...]] = (
     # Anthropic, OpenAI and those who copied them; Stripe.
-    (("sk-",), re.compile(_BEFORE + r"sk-[A-Za-z0-9_-]{16,}+")),
-    (("k_live_", "k_test_"), re.compile(_BEFORE + r"[rs]k_(?:live|test)_[A-Za-z0-9]{16,}+")),
+    _beginning("sk-", "[A-Za-z0-9_-]{16,}+"),
+    *(_beginning(f"{kind}k_{mode}_", "[A-Za-z0-9]{16,}+") for kind in "rs" for mode in ("live", "test")),
     # JSON Web Tokens: the first part is an object in base64.
-    (("eyJ",), re.compile(_BEFORE + r"eyJ[A-Za-z0-9_-]{8,512}+\.[A-Za-z0-9_-]{8,}+(?:\.[A-Za-z0-9_-]*+)*+")),
+    _beginning("eyJ", r"[A-Za-z0-9_-]{8,512}+\.[A-Za-z0-9_-]{8,}+(?:\.[A-Za-z0-9_-]*+)*+"),
     # AWS key ids.
-    (("AKIA", "ASIA"), re.compile(_BEFORE + r"A[KS]IA[A-Z0-9]{16}(?![A-Za-z0-9])")),
+    *(_beginning(word, "[A-Z0-9]{16}(?![A-Za-z0-9])") for word in ("AKIA", "ASIA")),
     # GitHub, GitLab.
-    (
-        ("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"),
-        re.compile(_BEFORE + r"(?:gh[pousr]|github_pat)_[A-Za-z0-9_]{20,}+"),
-    ),
-    (("glpat-",), re.compile(_BEFORE + r"glpat-[A-Za-z0-9_.-]{16,}+")),
+    *(_beginning(word, "[A-Za-z0-9_]{20,}+") for word in ("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_")),
+    _beginning("glpat-", "[A-Za-z0-9_.-]{16,}+"),
     # Slack tokens and incoming webhooks.
-    (("xox", "xapp-"), re.compile(_BEFORE + r"(?:xox[a-z]|xapp)-[A-Za-z0-9-]{10,}+")),
-    (("hooks.slack.com/",), re.compile(r"(?<=hooks\.slack\.com/)(?:services|workflows)/[A-Za-z0-9/_-]{12,}+")),
+    _beginning("xox", "[a-z]-[A-Za-z0-9-]{10,}+"),
+    _beginning("xapp-", "[A-Za-z0-9-]{10,}+"),
+    (
+        "hooks.slack.com/",
+        re.compile(r"hooks\.slack\.com/(?P<s>(?:services|workflows)/[A-Za-z0-9/_-]{12,}+)"),
+    ),
     # Google: API keys, access and refresh tokens, client secrets.
-    (("AIza",), re.compile(_BEFORE + r"AIza[A-Za-z0-9_-]{30,}+")),
-    (("ya29.",), re.compile(_BEFORE + r"ya29\.[A-Za-z0-9_.-]{20,}+")),
-    (("1//0",), re.compile(_BEFORE + r"1//0[A-Za-z0-9_-]{20,}+")),
-    (("GOCSPX-",), re.compile(_BEFORE + r"GOCSPX-[A-Za-z0-9_-]{16,}+")),
+    _beginning("AIza", "[A-Za-z0-9_-]{30,}+"),
+    *(_beginning(word, _LONG) for word in ("ya29.", "1//0")),
+    _beginning("GOCSPX-", "[A-Za-z0-9_-]{16,}+"),
     # Package registries, model hosts, mail.
-    (
-        ("npm_", "pypi-", "hf_", "gsk_", "xai-", "dckr_pat_", "SG."),
-        re.compile(_BEFORE + r"(?:npm_|pypi-|hf_|gsk_|xai-|dckr_pat_|SG\.)[A-Za-z0-9_.-]{20,}+"),
-    ),
+    *(_beginning(word, _LONG) for word in ("npm_", "pypi-", "hf_", "gsk_", "xai-", "dckr_pat_", "SG.")),
     # HTTP authentication.
-    (
-        ("bearer", "basic"),
-        re.compile(
-            r"(?i:\b(?:bearer|basic))[ \t]{1,4}(?P<s>(?=[a-z._~+/=-]{0,512}+[0-9A-Z])[A-Za-z0-9._~+/=-]{16,}+)",
-        ),
+    *(
+        _called(word, r"[ \t]{1,4}(?P<s>(?=[a-z._~+/=-]{0,512}+[0-9A-Z])[A-Za-z0-9._~+/=-]{16,}+)")
+        for word in ("bearer", "Bearer", "BEARER", "basic", "Basic", "BASIC")
     ),
-    # A password in a URL; so that a scheme's slashes end the run that came before.
-    (("://",), re.compile(r"""(?<=://)[^\s/@:?#"'\\]*+:(?P<s>[^\s/@"'\\]++)@""")),
-    # Names that say so, in code, configuration and query strings; a value without a digit is rather a word.
-    (
-        ("key", "secret", "token", "passw", "credential"),
-        re.compile(
-            r"""(?i:api[_-]?key|access[_-]?key|secret|token|password|passwd|credential)[\\"']{0,3}[ \t]{0,4}[=:]"""
-            r"""[ \t]{0,4}[\\"']{0,3}(?P<s>(?=[^\s"'\\&,;)0-9]{0,128}+[0-9])[^\s"'\\&,;)]{8,}+)""",
-        ),
+    # A password in a URL. The slashes of the next one end a run that comes to nothing.
+    ("://", re.compile(r"""://[^\s/@:?#"'\\]*+:(?P<s>[^\s/@"'\\]++)@""")),
+    # Names that say so, in code, configuration and query strings.
+    *(_called(word, _KEY_OF + _VALUE) for word in ("key", "Key", "KEY")),
+    *(
+        _called(spelled, _VALUE)
+        for word in ("secret", "token", "passwd", "password", "credential")
+        for spelled in (word, word.capitalize(), word.upper())
     ),
 )
+_DONE: Final = re.compile(re.escape(GAP) + "|hmac:[0-9a-f]{16}").fullmatch
 _PEM_BEGIN: Final = re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
 _PEM_END: Final = re.compile(r"-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
 _PEM_BODY: Final = re.compile(r"[A-Za-z0-9+/=\s\\]*+")
@@ -150,19 +166,18 @@ def _replaced(text: str, replacement: Callable[[str], str]) -> tuple[str, int]:
     count = 0
     if "PRIVATE KEY" in text:
         text, count = _without_private_keys(text, replacement)
-    lower = text.lower()
 
     def replaced(match: re.Match[str]) -> str:
         secret = match.groupdict().get("s") or match[0]
         start = match.start("s") - match.start() if match.groupdict().get("s") else 0
-        if secret == GAP:
+        if _DONE(secret):
             return match[0]
         nonlocal count
         count += 1
         return match[0][:start] + replacement(secret) + match[0][start + len(secret) :]
 
-    for hints, pattern in _PATTERNS:
-        if any(hint.lower() in lower for hint in hints):
+    for hint, pattern in _PATTERNS:
+        if hint in text:
             text = pattern.sub(replaced, text)
     return text, count
 

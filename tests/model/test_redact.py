@@ -144,6 +144,7 @@ def test_credentials_in_headers() -> None:
             ("X-Auth-Token", "t"),
             ("x-goog-api-key", "g"),
             ("X-Custom", f"id {secret}"),
+            ("X-Given", f"token={secret}"),
             ("Referer", "https://me:hunter2@host/"),
         ],
         KEY,
@@ -154,6 +155,7 @@ def test_credentials_in_headers() -> None:
     # The same key gives the same fingerprint, however it was sent.
     assert values["Authorization"] == values["X-Api-Key"]
     assert values["X-Custom"] == "id " + values["X-Api-Key"]
+    assert values["X-Given"] == "token=" + values["X-Api-Key"]
     for name in (
         "Authorization",
         "X-Api-Key",
