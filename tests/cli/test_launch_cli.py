@@ -184,7 +184,7 @@ def test_c21_a_fault_of_ours_does_not_keep_the_agent_from_starting(shell, claude
 
     started = []
     monkeypatch.setenv("PATH", shell.env["PATH"])
-    monkeypatch.setattr(daemon, "ensure", lambda *_: 1 / 0)
+    monkeypatch.setattr(daemon, "ensure", lambda *_, **__: 1 / 0)
     monkeypatch.setattr(child, "become", lambda program, words, env: started.append((words, env)) or 7)
     assert main(["claude", "-p"]) == 7
     assert started[0][0] == ["claude", "-p"]
