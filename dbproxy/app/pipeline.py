@@ -8,6 +8,7 @@ answer has begun a failure is answered, afterwards the connection is broken, nev
 from __future__ import annotations
 
 import itertools
+import secrets
 import time
 from dataclasses import replace
 from io import BytesIO
@@ -45,7 +46,7 @@ _HELD_PATHS = frozenset({"/v1/messages", "/v1/messages/count_tokens"})
 #: A request of at most this many bytes is sent without a task of its own: it fits into the kernel's buffers.
 _SMALL = 65536
 
-_ids = itertools.count()
+_ids = itertools.count(secrets.randbits(23))  # several proxies may share one store
 
 
 def new_id() -> str:
