@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 _DECODE: Final = msgspec.json.Decoder().decode
+_WRITE: Final = msgspec.json.Encoder().encode
 # Bad syntax, bad UTF-8, nesting beyond the interpreter's depth.
 UNREADABLE: Final = (msgspec.MsgspecError, ValueError, RecursionError)
 
@@ -56,6 +57,17 @@ def mend_all(value: Any) -> Any:
         return json.loads(mend(json.dumps(value, ensure_ascii=False)))
     except UNREADABLE:
         return None
+
+
+def written(value: Any) -> bytes:
+    """``value`` as JSON; lone halves of surrogate pairs are escaped. b"" for what is no JSON."""
+    try:
+        return _WRITE(value)
+    except (msgspec.MsgspecError, UnicodeEncodeError, OverflowError, TypeError, ValueError, RecursionError):
+        try:
+            return json.dumps(value, separators=(",", ":")).encode()
+        except (TypeError, ValueError, RecursionError):
+            return b""
 
 
 def mapping(value: object) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def common(left: bytes, right: bytes) -> int:
 class ChainMemo:
     """Chains of the histories seen last, so that a turn costs what it adds. Bounded by ``limit`` histories."""
 
-    def __init__(self, limit: int = 64) -> None:
+    def __init__(self, limit: int = 32) -> None:
         self._limit = limit
         self._seen: OrderedDict[str, tuple[bytes, bytes]] = OrderedDict()
 

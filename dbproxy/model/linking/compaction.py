@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
 from dbproxy.model import shapes
 from dbproxy.model.identity import without_reminders
 from dbproxy.model.messages import texts
@@ -23,7 +21,6 @@ _OLD_MARK: Final = "The conversation is summarized below:"
 _SUMMARY: Final = re.compile(r"<summary>(.*?)(?:</summary>|\Z)", re.DOTALL)
 _SUMMARY_LINE: Final = re.compile(r"(?:^|\n)[ \t]*Summary:[ \t]*\n?")
 _KEPT: Final = 160  # characters of a summary; the client appends pointers and advice behind it
-_ENCODE: Final = msgspec.json.Encoder().encode
 
 
 def continuation(view: MessagesRequest) -> str:
@@ -69,5 +66,5 @@ def without_instruction(view: MessagesRequest) -> tuple[int, bytes]:
         blocks = shapes.sequence(message.get("content"))
         last = max((i for i, b in enumerate(blocks) if shapes.mapping(b).get("type") == "text"), default=-1)
         rest = [block for place, block in enumerate(blocks) if place != last]
-        return index, _ENCODE({**message, "content": rest}) if rest else b""
+        return index, shapes.written({**message, "content": rest}) if rest else b""
     return view.message_count, b""

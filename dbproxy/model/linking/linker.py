@@ -17,15 +17,14 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-import msgspec
-
 from dbproxy.model import shapes
 from dbproxy.model.agents import match as match_file
 from dbproxy.model.identity import LinkHashes
 from dbproxy.model.kinds import AGENT_ID, AGENT_TYPE, CLASS, classify
-from dbproxy.model.link import Agent, Edge, Evidence, Link, Point, RequestKind
+from dbproxy.model.link import Edge, Link, RequestKind
 from dbproxy.model.linking import branches, chains, compaction, ledger, speakers
 from dbproxy.model.linking.branches import Place, Seen
+from dbproxy.model.linking.links import link
 from dbproxy.model.linking.memory import Memory
 from dbproxy.model.linking.speakers import Asked
 from dbproxy.model.linking.state import FAILED, MAIN, OK, Conversation, Node, Spawn, Thread, family
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
     from dbproxy.model.linking.history import History
     from dbproxy.model.messages import MessagesRequest
 
-_ENCODE: Final = msgspec.json.Encoder().encode
 _MAX_ID: Final = 128  # characters of a session id that is taken as it is
 _MAX_OPEN: Final = 4096
 _MAX_SPAWNS: Final = 4096  # of one conversation
@@ -48,7 +46,7 @@ _MAX_SPAWNS: Final = 4096  # of one conversation
 class Hashes(Protocol):
     """Link hashes of messages, as ``identity.LinkHashes`` gives them."""
 
-    def of(self, spans: Iterable[bytes | msgspec.Raw]) -> list[bytes | None]:
+    def of(self, spans: Iterable[bytes]) -> list[bytes | None]:
         """A hash for each message; None for those that take no part."""
 
 
@@ -122,7 +120,7 @@ class Linker:
         while len(self._open) > _MAX_OPEN:
             self._open.popitem(last=False)
         changed = self._resolve(conversation, thread)
-        own = self._link(conversation, thread, node)
+        own = link(conversation, thread, node)
         return (own, *self._corrections(conversation, changed, but=id))
 
     def answer(self, id: str, message: Mapping[str, Any] | None, *, ok: bool, request_id: str = "") -> tuple[Link, ...]:
@@ -283,7 +281,7 @@ class Linker:
         content = shapes.mapping(message).get("content")
         if not content:
             return b""
-        return self._hashes.of([_ENCODE({"role": "assistant", "content": content})])[0] or b""
+        return self._hashes.of([shapes.written({"role": "assistant", "content": content})])[0] or b""
 
     # -- where it stands
 
@@ -499,70 +497,11 @@ class Linker:
 
     def _corrections(self, conversation: Conversation, threads: list[Thread], but: str = "") -> tuple[Link, ...]:
         return tuple(
-            self._link(conversation, thread, node)
+            link(conversation, thread, node)
             for thread in threads
             for node in sorted(thread.nodes(), key=lambda node: node.id)
             if node.id != but
         )
-
-    def _link(self, conversation: Conversation, thread: Thread, node: Node) -> Link:
-        kind, parent, evidence, agent = node.kind, node.parent, node.evidence, None
-        if thread.key != MAIN:
-            spawn = next((one for one in conversation.spawns if one.id == thread.spawn), None)
-            agent = _agent(conversation, thread, spawn)
-            if kind in (RequestKind.SUBAGENT, RequestKind.NESTED):
-                kind = RequestKind.SUBAGENT if agent.parent_thread == MAIN else RequestKind.NESTED
-            if node.edge is Edge.SPAWN:
-                parent = spawn.exchange if spawn else ""
-            evidence = (*evidence, *_agent_evidence(thread, agent))
-        else:
-            node.evidence = ()
-        branch = thread.branch(node.branch)
-        moves = branch is not None and node.kind is not RequestKind.COMPACTION
-        return Link(
-            node.id,
-            conversation.id,
-            agent.thread if agent else MAIN,
-            node.branch,
-            kind,
-            node.compaction,
-            parent,
-            node.edge,
-            node.attempt,
-            agent,
-            tuple(Point(depth, chain) for depth, chain in branches.points(branch, node)) if branch and moves else (),
-            evidence,
-        )
-
-
-def _agent(conversation: Conversation, thread: Thread, spawn: Spawn | None) -> Agent:
-    kind, name = ledger.name_of(thread, spawn)
-    parent = thread.parent or (spawn.thread if spawn else MAIN)
-    return Agent(
-        _public(thread),
-        kind,
-        name,
-        spawn.number if spawn else 0,
-        _public(conversation.threads[parent]) if parent in conversation.threads else parent,
-        spawn.id if spawn else "",
-    )
-
-
-def _public(thread: Thread) -> str:
-    """The key by which others know a thread: without an agent id, that of the call that started it."""
-    return thread.key if thread.hinted or thread.key == MAIN else thread.spawn or thread.key
-
-
-def _agent_evidence(thread: Thread, agent: Agent) -> list[Evidence]:
-    said = [
-        Evidence("agent", agent.thread, "x-claude-code-agent-id" if thread.hinted else thread.proof or "heuristics")
-    ]
-    if thread.spawn:
-        said.append(Evidence("call", thread.spawn, thread.proof, f"number {agent.number} of {agent.parent_thread}"))
-    if agent.name:
-        named = "spawn ledger" if thread.spawn else "agent file"
-        said.append(Evidence("name", agent.name, named, thread.file))
-    return said
 
 
 def _made_up(text: str) -> str:
