@@ -1,11 +1,12 @@
 """What repeats from request to request, remembered while it keeps coming: spans of bytes, and what was made of them.
 
-Owns memos bounded by bytes. Imports nothing of dbproxy. Not thread-safe. Invariant: a memo never holds more than
-``limit`` bytes of spans (and what was made of them), however many different ones come.
+Owns memos bounded by bytes. Imports nothing of dbproxy. Invariants: a memo never holds more than ``limit`` bytes of
+spans (and what was made of them), however many different ones come; no thread ever waits for another.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -19,6 +20,25 @@ _OVERHEAD: Final = 300
 LIMIT: Final = 12 << 20
 
 
+class Baton:
+    """One thread has it, the others do without: nobody waits."""
+
+    def __init__(self) -> None:
+        # Popping a deque is safe between threads; model has no business with locks.
+        self._free = deque([True])
+
+    def take(self) -> bool:
+        """Is it free, and from now on not?"""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return False
+
+    def give_back(self) -> None:
+        """Only by whoever took it."""
+        self._free.append(True)
+
+
 class Memo(Generic[T]):
     """``work(span)`` for spans, done once for those that come again before ``limit`` bytes of others came.
 
@@ -28,14 +48,20 @@ class Memo(Generic[T]):
 
     def __init__(self, work: Callable[[bytes], T], *, limit: int = LIMIT) -> None:
         self._work = work
+        self._baton = Baton()
         self._half = limit // 2
         self._young: dict[bytes, T] = {}
         self._old: dict[bytes, T] = {}
         self._size = 0
 
     def of(self, spans: Iterable[bytes]) -> list[T]:
-        """The results for ``spans``, in order."""
-        return [self._young[span] if span in self._young else self._take(span) for span in spans]
+        """The results for ``spans``, in order. From any thread: one that finds another at work remembers nothing."""
+        if not self._baton.take():
+            return [self._work(span) for span in spans]
+        try:
+            return [self._young[span] if span in self._young else self._take(span) for span in spans]
+        finally:
+            self._baton.give_back()
 
     def _take(self, span: bytes) -> T:
         value = self._old[span] if span in self._old else self._work(span)
@@ -65,6 +91,7 @@ class Runs:
 
     A request repeats its conversation's messages and adds a few: following costs one comparison of memory for each. And
     as equal spans come back as the same object, whose hash Python keeps, every other memo finds them at once.
+    For one thread at a time: whoever took the ``baton``.
 
     Where a value is due, and the text of a whole value stands there with a comma or a bracket behind it, there is that
     value and nothing else.
@@ -74,6 +101,7 @@ class Runs:
     _FIRST: Final = 64
 
     def __init__(self, *, limit: int = LIMIT) -> None:
+        self.baton = Baton()
         self._half = limit // 2
         self._size = 0
         self._age = 1

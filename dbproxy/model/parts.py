@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -59,7 +58,6 @@ _MARKED: Final = re.compile(rb"\x01([stm])([^\x02]*)\x02")
 
 #: Pieces of lately seen spans, so that a turn costs what it adds.
 _memo: Final[Memo[Piece]] = Memo(lambda span: _piece(span))
-_lock: Final = threading.Lock()
 
 
 def take_apart(body: bytes | Body) -> Parts | None:
@@ -81,8 +79,7 @@ def take_apart(body: bytes | Body) -> Parts | None:
         elements, gaps = array
         if letter == b"s":
             elements, gaps = _without_billing(elements, gaps)
-        with _lock:
-            pieces[member.key] = tuple(_memo.of(elements))
+        pieces[member.key] = tuple(_memo.of(elements))
         template += (read.text[at : member.start], _OPEN, letter, _layout(gaps), _CLOSE)
         at = member.end
     if b"messages" not in pieces:
@@ -152,8 +149,7 @@ _TEXT_BLOCK: Final = re.compile(rb'"type"[ \t\n\r]*:[ \t\n\r]*"text"').search
 
 def piece(span: bytes) -> Piece:
     """The piece that the JSON text ``span`` is: a message, a system block or a tool. Anything else is its own form."""
-    with _lock:
-        return _memo.of((span,))[0]
+    return _memo.of((span,))[0]
 
 
 def _piece(span: bytes) -> Piece:

@@ -8,7 +8,6 @@ colons and keys; remembering changes the time it takes and nothing else.
 from __future__ import annotations
 
 import re
-import threading
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
@@ -82,8 +81,6 @@ class Body:
 
 #: Messages, system blocks and tools that keep coming.
 _runs: Final = Runs()
-#: Whoever finds another thread at work does without, so that nobody waits.
-_lock: Final = threading.Lock()
 _MESSAGES: Final = b'"messages":['
 
 
@@ -107,7 +104,7 @@ def _read_again(text: bytes) -> Body | None:
     the whole is, and the other way round.
     """
     bracket = text.find(_MESSAGES) + len(_MESSAGES) - 1
-    if bracket < len(_MESSAGES) or not _lock.acquire(blocking=False):
+    if bracket < len(_MESSAGES) or not _runs.baton.take():
         return None
     try:
         known, at = _runs.follow(text, bracket + 1)
@@ -133,12 +130,12 @@ def _read_again(text: bytes) -> Body | None:
         ]
         return Body(text, found, Array(known + _runs.learn(rest.elements)))
     finally:
-        _lock.release()
+        _runs.baton.give_back()
 
 
 def _array_again(text: bytes, start: int, end: int) -> Array | None:
     """The array in ``text``, which is JSON, from ``start`` to ``end``: only what is new of it is parsed."""
-    if not _lock.acquire(blocking=False):
+    if not _runs.baton.take():
         return array(text[start:end])
     try:
         known, at = _runs.follow(text, start + 1)
@@ -150,7 +147,7 @@ def _array_again(text: bytes, start: int, end: int) -> Array | None:
             return array(text[start:end])
         return Array(known + _runs.learn(rest.elements), rest.gaps)
     finally:
-        _lock.release()
+        _runs.baton.give_back()
 
 
 def members(text: bytes) -> list[Member] | None:
