@@ -171,10 +171,11 @@ def test_a_threads_requests_are_joined_with_what_they_continue(tmp_path: Path) -
         more = {"type": "continue", "previous_message_id": "msg_b"}
         store.append(storekit.opened(3, storekit.talk("seven", thread=more)))
         store.append(storekit.opened(4, storekit.talk("x", thread={"type": "continue", "previous_message_id": "none"})))
-        # Names itself: nonsense, but no endless loop.
-        loop = {"type": "continue", "previous_message_id": "msg_l"}
-        store.append(storekit.opened(5, storekit.talk("y", thread=loop)))
-        store.append(storekit.closed(5, "z", message_id="msg_l"))
+        # A circle: nonsense, but no endless loop.
+        for number, mine, other in ((5, "msg_l", "msg_m"), (6, "msg_m", "msg_l")):
+            loop = {"type": "continue", "previous_message_id": other}
+            store.append(storekit.opened(number, storekit.talk(f"y{number}", thread=loop)))
+            store.append(storekit.closed(number, "z", message_id=mine))
         assert store.flush(10)
     with Reader.open(path) as reader:
 
@@ -185,7 +186,7 @@ def test_a_threads_requests_are_joined_with_what_they_continue(tmp_path: Path) -
         assert said(3) == ["one", "two", "three", "four", "five", "six", "seven"]
         assert said(2) == ["one", "two", "three", "four", "five", "six"]
         assert said(4) == ["x"]
-        assert said(5) == ["y", "z"]
+        assert said(5) == ["y6", "z", "y5", "z"]
 
 
 def test_bodies_that_are_no_messages_request(tmp_path: Path) -> None:
