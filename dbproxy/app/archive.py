@@ -36,16 +36,18 @@ if TYPE_CHECKING:
     from dbproxy.model.prices import Prices
     from dbproxy.paths import Paths
     from dbproxy.store import Store
+    from dbproxy.store.history import StoreHistory
 
 #: Seconds after which a thread that computes gives way to the event loop. The default of 5 ms would be felt by streams.
 SWITCH_INTERVAL = 0.0005
 
 
 class SqliteStorage:
-    """The embedded store behind the interface that plugins' stores have, too."""
+    """The embedded store behind the interface that plugins' stores have, too; ``history`` reads the same file."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, history: StoreHistory) -> None:
         self._store = store
+        self._history = history
         self.append = store.append
         self.flush = store.flush
 
@@ -60,6 +62,7 @@ class SqliteStorage:
 
     def close(self, timeout: float) -> None:
         """See `dbproxy.api.Storage`."""
+        self._history.close()  # the last connection to a file brings its log home, and that shall be the writer's
         self._store.close(timeout)
 
 
@@ -213,12 +216,11 @@ class Archive:
             from dbproxy.store import Store
             from dbproxy.store.history import StoreHistory
 
-            self._storage = SqliteStorage(
-                Store.open(
-                    self._paths.database, redact=lambda text: self._redact("search", text), on_state=self._state_changed
-                )
+            store = Store.open(
+                self._paths.database, redact=lambda text: self._redact("search", text), on_state=self._state_changed
             )
             history = StoreHistory(self._paths.database)
+            self._storage = SqliteStorage(store, history)
         self._prices = self._load_prices(Prices)
         return Tools(self._storage, Linker(history, agents=AgentFolders(_user_agents())), self._prices)
 
