@@ -269,3 +269,16 @@ def test_a_regenerated_answer_is_told_from_the_first() -> None:
     assert (new.edge, new.branch, new.parent) == (Edge.NEXT, 2, again.exchange)
     old = talk.ask([user("a"), first, user("b"), said("x"), user("d")])
     assert (old.edge, old.branch) == (Edge.NEXT, 1)
+
+
+def test_a_rewind_of_a_rewound_branch_follows_its_own_history() -> None:
+    """The branch that it came from had gone further; that is not this history."""
+    talk = Talk()
+    one = talk.ask([user("a")])
+    first = talk.reply(one, "b")
+    talk.reply(talk.ask([user("a"), first, user("c")]), "d")
+    left = talk.ask([user("a"), first, user("other")])
+    answer = talk.reply(left, "e", ok=False)
+    talk.reply(talk.ask([user("a"), first, user("other"), answer, user("f")]), "g")
+    again = talk.ask([user("a"), first, user("other"), answer, user("h")])
+    assert (again.edge, again.parent, again.branch) == (Edge.REWIND, left.exchange, 3)

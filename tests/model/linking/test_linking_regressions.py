@@ -212,11 +212,22 @@ def test_both_continuation_wordings_link() -> None:
         first = talk.ask([user("go")])
         aside = talk.ask([user("go"), talk.reply(first, "yes"), user(INSTRUCTION)])
         talk.reply(aside, "<analysis>A</analysis><summary>It is about tests,\nand they are green.</summary>")
-        # A later one that came to nothing does not count.
-        failed = talk.ask([user("go"), said("yes"), user("x"), said("y"), user(INSTRUCTION)])
-        talk.reply(failed, ok=False)
+        # The words decide, not what came last.
+        other = talk.ask([user("go"), said("yes"), user("x"), said("y"), user(INSTRUCTION)])
+        talk.reply(other, "<summary>About something else.</summary>")
         after = talk.ask([user(text)])
         assert (after.edge, after.parent, after.branch) == (Edge.COMPACTED, aside.exchange, 2)
+
+
+def test_a_failed_compaction_is_nothing_to_go_on_from() -> None:
+    talk = Talk()
+    first = talk.ask([user("go")])
+    good = talk.ask([user("go"), talk.reply(first, "yes"), user(INSTRUCTION)])
+    talk.reply(good, "<summary>Said.</summary>")
+    bad = talk.ask([user("go"), said("yes"), user("more"), said("y"), user(INSTRUCTION)])
+    talk.reply(bad, ok=False)
+    after = talk.ask([user(old_continuation("-", "Said otherwise by a hook."))])
+    assert (after.edge, after.parent) == (Edge.COMPACTED, good.exchange)
 
 
 def test_header_only_linking_with_empty_bodies() -> None:
