@@ -305,12 +305,14 @@ def test_what_writers_bring_back_to_life_stays(
 def test_an_exchange_that_is_finished_meanwhile_keeps_what_it_names(
     path: Path, monkeypatch: pytest.MonkeyPatch, slices: int
 ) -> None:
-    """Rows that were there before the sweep, and name content only during it."""
+    """Rows that were there before the sweep, and name content only during it; and old messages in a new order."""
     monkeypatch.setattr(retention, "SLICE", 1)
     body = storekit.body_of(path, 3) or b""
+    turned = json.loads(storekit.body_of(path, 6) or b"")
+    turned["messages"].reverse()
     with storekit.store_at(path) as store:
         store.append(storekit.closed(15, "its end came first"))
-        store.append(storekit.opened(16, storekit.talk("waiting")))
+        store.append(storekit.opened(16))
         assert store.flush(10)
         calls = iter(range(10_000))
 
@@ -318,6 +320,7 @@ def test_an_exchange_that_is_finished_meanwhile_keeps_what_it_names(
             if next(calls) == slices:
                 store.append(storekit.opened(15, body))
                 store.append(storekit.closed(16, "bob hears 1"))
+                store.append(storekit.opened(17, json.dumps(turned, separators=(",", ":")).encode()))
                 assert store.flush(10)
 
         between_slices(monkeypatch, finish)
@@ -328,6 +331,25 @@ def test_an_exchange_that_is_finished_meanwhile_keeps_what_it_names(
         if next(calls) > slices:
             assert reader.request_body(storekit.make_id(15)) == body
             assert reader.response_message(storekit.make_id(16)) == storekit.answer("bob hears 1")
+
+
+@pytest.mark.parametrize("slices", range(0, 30, 3))
+def test_a_half_made_history_keeps_what_it_hangs_on(path: Path, monkeypatch: pytest.MonkeyPatch, slices: int) -> None:
+    """A writer may commit nodes before the exchange that they are for."""
+    monkeypatch.setattr(retention, "SLICE", 1)
+    calls = iter(range(10_000))
+
+    def hang_on() -> None:
+        if next(calls) == slices:
+            with storekit.look(path) as connection:
+                connection.execute(
+                    "INSERT INTO node(hash, parent, depth, blob)"
+                    " SELECT randomblob(16), id, depth + 1, blob FROM node ORDER BY depth, id LIMIT 1"
+                )
+
+    between_slices(monkeypatch, hang_on)
+    prune(path, older_than=aged(10), clock=lambda: NOW)
+    nothing_dangles(path)
 
 
 def test_writers_beside_a_run_lose_nothing(tmp_path: Path) -> None:
