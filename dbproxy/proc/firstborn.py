@@ -78,7 +78,7 @@ def _become_worker(
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        if here is not None and _is_like_executed() and _disguise([*command, *words], env):
+        if here is not None and _is_like_executed() and _disguise([*command, *words], frozen.after_loader(env)):
             _close_all_but(fds)
             signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as Python has it from its start; a daemon's fork has not
             if getattr(sys, "frozen", False):

@@ -104,6 +104,14 @@ def without_pyinstaller(base: Mapping[str, str]) -> dict[str, str]:
     return env
 
 
+def after_loader(wanted: Mapping[str, str]) -> dict[str, str]:
+    """What a process that is started in the environment ``wanted`` has once its loader and ``clean`` are through.
+
+    What is meant for the loader has gone, and the library path is again as it stands there.
+    """
+    return {name: value for name, value in wanted.items() if not name.startswith(_LOADER)}
+
+
 def clean(environ: MutableMapping[str, str]) -> None:
     """Undo in place what the loader did to the environment.
 

@@ -168,6 +168,27 @@ def test_the_background_proxy_is_the_executable_and_keeps_a_clean_environment(bu
     assert [name for name in seen if any(word in name for word in LOADER_WORDS)] == []
 
 
+def test_the_first_worker_goes_on_in_the_launched_process(built, start, own_home):
+    run = own_home / "data" / "run"
+    try:
+        done = start(built.program, "run", "true", "nobody-elses-words", DBPROXY_DATA_DIR=str(run.parent))
+        assert done.returncode == 0, done
+        record = json.loads((run / "daemon.json").read_text())
+        ask(record)
+        note = json.loads((run / "supervisors" / f"{record['pid']}.json").read_text())
+        [[worker, _]] = note["workers"]
+        proc = Path(f"/proc/{worker}")
+        assert proc.joinpath("exe").readlink() == built.program.resolve()
+        words = proc.joinpath("cmdline").read_bytes().rstrip(b"\0")
+        assert words.startswith(b"dbproxy\0work\0"), words
+        assert b"nobody" not in words
+        assert proc.joinpath("environ").read_bytes().strip(b"\0") == b""  # executed anew, it would have one
+        held = [os.readlink(link) for link in proc.joinpath("fd").iterdir()]
+        assert str(built.folder.resolve() / "BUILD") in held  # so that nobody tidies its version away
+    finally:
+        start(built.program, "stop", DBPROXY_DATA_DIR=str(run.parent))
+
+
 def test_plugins_find_the_whole_standard_library(built, serving, own_home):
     folder = own_home / "data-0" / "plugins"
     folder.mkdir(parents=True)

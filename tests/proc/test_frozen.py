@@ -28,6 +28,19 @@ def test_the_loaders_changes_are_undone_in_place():
     assert environ == env.without_pyinstaller(environ) == {"LD_LIBRARY_PATH": "/mine", "HOME": "/h"}
 
 
+def test_who_goes_on_without_the_loader_has_what_the_loader_would_have_left():
+    wanted = {"LD_LIBRARY_PATH": "/mine", "PYINSTALLER_RESET_ENVIRONMENT": "1", "HOME": "/h"}
+    # What the loader makes of it: the path kept aside, its own in front, and its marks.
+    loaded = {
+        **wanted,
+        "LD_LIBRARY_PATH": "/x/_internal:/mine",
+        "LD_LIBRARY_PATH_ORIG": "/mine",
+        "_PYI_ARCHIVE_FILE": "/x",
+    }
+    frozen.clean(loaded)
+    assert frozen.after_loader(wanted) == loaded == {"LD_LIBRARY_PATH": "/mine", "HOME": "/h"}
+
+
 def test_a_library_path_that_the_loader_made_goes():
     environ = {"LD_LIBRARY_PATH": "/x/_internal", "_PYI_ARCHIVE_FILE": "/x/dbproxy"}
     frozen.clean(environ)
