@@ -348,7 +348,7 @@ class Linker:
         if thread.key != MAIN:
             return None, Edge.SPAWN, "agent", ""
         if seen.depth >= 2 and asked.view.continues is None:
-            for origin in (*self._memory.rooted(seen.chain), *self._memory.stored(seen.chain, "")):
+            for origin in (*self._memory.rooted(seen.chain), *self._memory.stored(seen.chain, asked.account)):
                 main = origin.threads.get(MAIN)
                 if origin is conversation or main is None:
                     continue
