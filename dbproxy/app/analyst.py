@@ -237,7 +237,9 @@ class Analyst:
                 path=facts.path,
             )
         kept = self._redact_message(raw) if recording.redacts else raw
-        body = RequestBody(kept, hashlib.sha256(kept).digest(), take_apart(kept), coding, kept != raw)
+        # The view has split the body already: it is scanned once.
+        parts = take_apart(view.split if kept is raw and view.split is not None else kept)
+        body = RequestBody(kept, hashlib.sha256(kept).digest(), parts, coding, kept != raw)
         opened = replace(
             facts,
             model=view.model or "",
