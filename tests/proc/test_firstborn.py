@@ -67,11 +67,13 @@ async def test_a_worker_that_went_on_here_keeps_no_descriptor_of_others(tmp_path
 
 @linux
 async def test_where_modules_could_come_from_the_working_folder_a_worker_is_executed(tmp_path):
-    (tmp_path / "trio.py").write_text("raise SystemExit('code of a folder in which somebody happened to be')\n")
+    trace = tmp_path / "trace"
+    (tmp_path / "trio.py").write_text(f"open({str(trace)!r}, 'w')\nraise SystemExit\n")
     async with open_fleet(tmp_path, serve=False) as fleet:
         first = await launched(fleet)
         assert words_of(first)[1:4] == ["-m", "dbproxy", "work"]
         assert Path(f"/proc/{first}/environ").read_bytes().count(b"=") > 1
+        assert not trace.exists()
 
 
 @linux
