@@ -18,6 +18,8 @@ from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
+import zstandard
+
 from dbproxy.model.parts import search_text
 from dbproxy.model.redact import redact_text
 from dbproxy.store.connection import within
@@ -126,18 +128,24 @@ def fold(text: str) -> str:
 
 
 @lru_cache(maxsize=256)
-def pattern(term: Term) -> re.Pattern[str]:
-    """Finds a term in a folded text."""
-    words = ["[\u0300-\u036f]*".join(map(re.escape, word)) for word in term.words]
+def pattern(term: Term, plain: bool = False) -> re.Pattern[str]:
+    """Finds a term in a folded text; ``plain`` for one of ASCII only, which has no accents left over."""
     end = r"[^\W_]*" if term.star else r"(?![^\W_])"
-    return re.compile(r"(?<![^\W_])" + r"[\W_]+".join(words) + end)
+    if not plain:
+        words = ["[\u0300-\u036f]*".join(map(re.escape, word)) for word in term.words]
+        return re.compile(r"(?<![^\W_])" + r"[\W_]+".join(words) + end)
+    # Begins with its first word, which is found much faster than a condition that holds nearly everywhere.
+    first = re.escape(term.words[0])
+    return re.compile(
+        rf"{first}(?<![^\W_]{first})" + "".join(r"[\W_]+" + re.escape(word) for word in term.words[1:]) + end
+    )
 
 
 def holds(query: Query, text: str) -> bool:
     """Do all terms stand in a text? Single words of other scripts are left to the index, whose Unicode is older."""
-    folded = fold(text)
+    folded, plain = fold(text), text.isascii()
     return all(
-        pattern(term).search(folded) is not None
+        pattern(term, plain).search(folded) is not None
         for term in query.terms
         if len(term.words) > 1 or term.words[0].isascii()
     )
@@ -213,16 +221,19 @@ def search(
             many=_CANDIDATES,
             until=deadline,
         )
-        while numbers := [number for (number,) in islice(candidates, _CANDIDATES)]:
-            for row in _places(connection, numbers, wanted):
-                with content.reading("the index") as (_, blobs):
+        many = 2 * limit
+        while numbers := [number for (number,) in islice(candidates, many)]:
+            places = _places(connection, numbers, wanted)
+            with content.reading("the index") as (_, blobs):
+                for row in places:
                     hit = _hit(query, row, blobs, seen)
-                last = row[0]
-                if hit is not None:
-                    hits.append(hit)
-                if len(hits) == limit or time.monotonic() > deadline:
-                    return Found(tuple(hits), False, str(last))
+                    last = row[0]
+                    if hit is not None:
+                        hits.append(hit)
+                    if len(hits) == limit or time.monotonic() > deadline:
+                        return Found(tuple(hits), False, str(last))
             last = numbers[-1]
+            many = _CANDIDATES
     except Unreadable:
         if time.monotonic() < deadline:
             raise
@@ -272,7 +283,7 @@ def _hit(query: Query, row: tuple[Any, ...], blobs: BlobReader, seen: set[tuple[
     number, exchange, role, conversation, thread, project, started = row
     try:
         _, text = search_text(blobs.blob(number))
-    except KeyError:  # the index is ahead of a sweep
+    except (KeyError, ValueError, zstandard.ZstdError):  # the index is ahead of a sweep, or the content is damaged
         return None
     same = (conversation, role, hash(text))
     if same in seen or not holds(query, text):
