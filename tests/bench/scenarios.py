@@ -133,22 +133,26 @@ def _median(values: list[float]) -> float:
 def small(bench: Bench) -> list[Figure]:
     """Small JSON requests on one warm connection, all on one core: pure work."""
     added: dict[str, list[float]] = {"dbproxy": [], "mitmdump": [], "nginx": []}
+    slow: dict[str, list[float]] = {name: [] for name in added}
     for _ in range(bench.rounds(7)):
         count = {"mitmdump": 400}
-        direct = 0.0
+        direct = {"p50": 0.0, "p90": 0.0}
         for name in ("direct", *added):
             one = bench.get(name)
             run = bench.load(
                 one, "--count", str(count.get(name, 1200)), "--warm", "100", scenario="small", same_core=True
             )
             if name == "direct":
-                direct = run["latency"]["p50"]
+                direct = run["latency"]
             else:
-                added[name].append(run["latency"]["p50"] - direct)
+                added[name].append(run["latency"]["p50"] - direct["p50"])
+                slow[name].append(run["latency"]["p90"] - direct["p90"])
     ours, mitm, nginx = (_median(added[name]) for name in ("dbproxy", "mitmdump", "nginx"))
     return [
         Figure("warm small request, added p50", "us", ours, "1/8 of mitmdump", ours <= mitm / 8, "mitmdump", mitm),
         Figure("the same beside nginx", "us", ours, "", True, "nginx", nginx),
+        # What works beside the relay shows here first, and hardly in the median.
+        Figure("the same, p90", "us", _median(slow["dbproxy"]), "", True, "mitmdump", _median(slow["mitmdump"])),
     ]
 
 
