@@ -1,0 +1,611 @@
+"""The double buffer: the summary is made ahead of time, so that the client's compact request is answered at once.
+
+This file owns the hooks; every decision is a pure function in one of the modules beside it. Imports `dbproxy.api` only.
+Invariants: no hook waits for anything but a compact request that is held on purpose; in passthrough mode nothing is
+called, nothing is answered; a subagent has a buffer of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from dbproxy.api import Accumulator, Edge, Exchange, Link, LocalResponse, Outcome, RequestKind, ResponseHead, hookimpl
+from dbproxy_double_buffer.buffers import Buffer, Buffers, Shelf
+from dbproxy_double_buffer.checkpoints import Base, Checkpoints
+from dbproxy_double_buffer.detect import compact_trigger
+from dbproxy_double_buffer.history import Historian, History
+from dbproxy_double_buffer.phases import Event, Phase
+from dbproxy_double_buffer.prompt import InstructionBook
+from dbproxy_double_buffer.swap import Race, Swap, answer, is_waiting, outcome_ok, prepare, was_taken
+from dbproxy_double_buffer.trigger import Answer, State, Thresholds, decide, log_budget
+from dbproxy_double_buffer.wall import Client, Observation, Wall, parse_version, wall
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from dbproxy.api import App, HeldBody, RateLimit, Sample, Service, Services, SseEvent
+
+NAME: Final = "double-buffer"
+MESSAGES: Final = "/v1/messages"
+#: Seconds to wait for the place of a compact request in its conversation.
+_LINK_SECONDS: Final = 2.0
+#: An interactive conversation is asked about again after this (seconds).
+_CHORES_EVERY: Final = 30.0
+_TELLING: Final = frozenset({b"message_start", b"message_delta", b"message_stop", b"error"})
+_SPEAKS: Final = (RequestKind.MAIN, RequestKind.SUBAGENT, RequestKind.NESTED, RequestKind.AFTER_COMPACTION)
+
+
+class DoubleBuffer:
+    """The plugin. ``clock`` gives Unix seconds."""
+
+    dbproxy_api = (1, 1)
+
+    def __init__(self, clock: Any = time.time) -> None:
+        self.clock = clock
+        self.swaps = 0
+        self.confirmed = 0
+        self.rolled_back = 0
+        self.native = 0
+        self._app: App
+        self._services: Services
+        self._shelf: Shelf
+        self._records: Any = None
+        self._dirty: set[str] = set()
+        self._historian = Historian()
+        self._reading = trio.Lock()  # the historian's memo is no two threads' at once
+        self.book = InstructionBook()
+        self.buffers = Buffers(self._moved)
+
+    # ---- lifecycle
+
+    @hookimpl
+    async def startup(self, app: App) -> None:
+        self._app = app
+        if app.services is None:
+            raise RuntimeError("the proxy offers no services")
+        self._services = app.services
+        folder = app.data_dir / "plugin-data" / NAME
+        self._shelf = Shelf(folder / "buffers")
+        self._records = folder / "swaps.jsonl"
+        self.checkpoints = Checkpoints(
+            self.buffers, self.book, emit=app.emit, clock=self.clock, completed=self._completed
+        )
+
+    @hookimpl
+    def services(self, app: App) -> Iterable[Service]:
+        return [("checkpoints", self.checkpoints.run), ("upkeep", self._upkeep)]
+
+    @hookimpl
+    async def shutdown(self, app: App) -> None:
+        await self._save()
+
+    async def _upkeep(self) -> None:
+        """Load what an earlier process kept; from then on save what changed and forget what is idle."""
+        ttl = self._number(self._services.settings(None), "conversation_ttl_seconds", 7200)
+        for buffer in await trio.to_thread.run_sync(self._shelf.load, self.clock(), ttl):
+            self.buffers.put(buffer)
+        while True:
+            await trio.sleep(_CHORES_EVERY)
+            gone = self.buffers.expire(self.clock(), ttl)
+            if gone:
+                await trio.to_thread.run_sync(self._shelf.remove, gone)
+            await self._save()
+
+    async def _save(self) -> None:
+        dirty, self._dirty = self._dirty, set()
+        for conversation in dirty:
+            kept = [b.to_json() for b in self.buffers.of(conversation) if b.checkpoints or b.served or b.observed]
+            try:
+                await trio.to_thread.run_sync(self._shelf.save, conversation, kept, self.clock())
+            except OSError as error:
+                self._app.emit("buffer_not_kept", level="warning", conv_id=conversation, reason=str(error))
+
+    async def _completed(self, buffer: Buffer) -> None:
+        self._dirty.add(buffer.conversation)
+        await self._save()
+
+    # ---- what others may ask
+
+    @hookimpl
+    def health(self) -> Mapping[str, object]:
+        phases: dict[str, int] = {}
+        for buffer in self.buffers:
+            phases[buffer.phase] = phases.get(buffer.phase, 0) + 1
+        return {
+            "buffers": len(self.buffers),
+            "phases": phases,
+            "checkpoints": self.checkpoints.made,
+            "failed": self.checkpoints.failed,
+            "swaps": self.swaps,
+            "confirmed": self.confirmed,
+            "rolled_back": self.rolled_back,
+            "native": self.native,
+        }
+
+    @hookimpl
+    def metrics(self) -> Iterable[Sample]:
+        from dbproxy.api import Sample
+
+        counts = {
+            "checkpoints": self.checkpoints.made,
+            "checkpoints_failed": self.checkpoints.failed,
+            "swaps": self.swaps,
+            "swaps_confirmed": self.confirmed,
+            "swaps_rolled_back": self.rolled_back,
+            "native_compactions": self.native,
+        }
+        for name, value in counts.items():
+            yield Sample(f"dbproxy_buffer_{name}_total", value, help=f"Of the double buffer: {name.replace('_', ' ')}.")
+
+    @hookimpl
+    def conversation_reset(self, prefix: str | None) -> list[str]:
+        gone = self.buffers.forget(prefix or "")
+        self._dirty.update(gone)
+        return gone
+
+    @hookimpl
+    def transform_response_head(self, exchange: Exchange, head: ResponseHead) -> ResponseHead | None:
+        if exchange.path != MESSAGES:
+            return None
+        link = exchange.attributes.get("link")
+        name = link.conversation if isinstance(link, Link) else _session(exchange)
+        if not name:
+            return None
+        buffer = self.buffers.find(name, link.thread if isinstance(link, Link) else "main")
+        phase = buffer.phase if buffer is not None else Phase.IDLE
+        fields = head.fields.plus(b"x-dbproxy-conv-id", name.encode("latin-1", "replace"))
+        return replace(head, fields=fields.plus(b"x-dbproxy-phase", phase.encode()))
+
+    # ---- the client's compact request
+
+    @hookimpl
+    def wants_body(self, exchange: Exchange) -> bool | None:
+        if exchange.path != MESSAGES or exchange.request.method != b"POST":
+            return None
+        trigger = compact_trigger(exchange.request.fields)
+        if trigger is not None:
+            return True if trigger else None
+        # A client that does not say: its compact request can only be known by its text, and only matters if there is
+        # something to serve.
+        session = _session(exchange)
+        waiting = self.buffers.of(session) if session else [b for b in self.buffers if b.checkpoints]
+        return True if any(b.checkpoints or b.running is not None for b in waiting) else None
+
+    @hookimpl
+    async def intercept_request(self, exchange: Exchange) -> LocalResponse | None:
+        if exchange.body is None or exchange.path != MESSAGES or self._mode(exchange) == "off":
+            return None
+        held = self._services.request_body(exchange)
+        body = await held.read() if held is not None else None
+        history = await self._read(body, exchange) if body is not None else None
+        if body is None or history is None or history.request is None:
+            return None
+        link = await self._services.link(exchange, _LINK_SECONDS)
+        if link is None or not link.thread:
+            return None
+        buffer = self.buffers.get(link.conversation, link.thread)
+        buffer.last_seen = self.clock()
+        exchange.attributes[NAME] = history
+        if history.thread is not None:
+            history = await self._whole(history, body, exchange) or history
+        request = history.request
+        if request is None or not request.servable or history.thread is not None:
+            self._app.emit("compact_native", conv_id=link.conversation, thread=link.thread, reason=_why_native(history))
+            return None
+        if self._mode(exchange) != "on":
+            return None
+        return await self._serve(exchange, body, buffer, history)
+
+    async def _serve(self, exchange: Exchange, body: bytes, buffer: Buffer, history: History) -> LocalResponse | None:
+        settings = self._services.settings(exchange)
+        began = trio.current_time()
+        swap = await self._swap(exchange, buffer, history)
+        if swap is None and is_waiting(buffer):
+            running = buffer.running
+            if running is not None and running.chain in history.chains:
+                with trio.move_on_after(self._number(settings, "buffer_hold_seconds", 20)):
+                    await running.done.wait()
+                swap = await self._swap(exchange, buffer, history)
+                if swap is None and not running.done.is_set() and history.stream:
+                    return self._race(exchange, body, buffer, history, running.done).response()
+        if swap is None:
+            self._app.emit(
+                "compact_native",
+                conv_id=buffer.conversation,
+                thread=buffer.thread,
+                reason="no checkpoint fits this history" if buffer.checkpoints else "no checkpoint",
+            )
+            return None
+        await self._give(exchange, buffer, swap, waited=trio.current_time() - began)
+        return answer(swap, model=history.model, stream=history.stream)
+
+    def _race(self, exchange: Exchange, body: bytes, buffer: Buffer, history: History, done: trio.Event) -> Race:
+        settings, began = self._services.settings(exchange), trio.current_time()
+
+        async def ready() -> Swap | None:
+            await done.wait()
+            return await self._swap(exchange, buffer, history)
+
+        async def served(swap: Swap) -> None:
+            await self._give(exchange, buffer, swap, waited=trio.current_time() - began)
+
+        return Race(
+            self._services,
+            exchange,
+            body,
+            ready=ready,
+            native_after=self._number(settings, "buffer_native_after_seconds", 30),
+            deadline=900.0,
+            served=served,
+            model=history.model,
+        )
+
+    async def _swap(self, exchange: Exchange, buffer: Buffer, history: History) -> Swap | None:
+        """What can be served for this request: what was served before for the same one, or a new swap."""
+        settings = self._services.settings(exchange)
+        client = self._client(exchange, history.model, history.max_tokens)
+        newest = buffer.newest
+        if newest is None or newest.model != history.model:
+            return None
+        budget = log_budget(self._thresholds(exchange), wall(client, buffer.observed))
+        del settings
+        made = await trio.to_thread.run_sync(
+            partial(prepare, buffer, history, client, log_tokens=budget, now=self.clock())
+        )
+        before = buffer.served
+        if made is not None and before is not None and before.chain == history.chain:
+            return replace(made, served=before)  # the client asks again: it gets the same words
+        return made
+
+    async def _give(self, exchange: Exchange, buffer: Buffer, swap: Swap, *, waited: float) -> None:
+        record = {**swap.served.record, "waited_ms": round(waited * 1e3, 1)}
+        buffer.served = replace(swap.served, record=record)
+        buffer.swaps += 1
+        self.swaps += 1
+        if buffer.phase in (Phase.WAL_ACTIVE, Phase.SWAP_READY, Phase.PROVISIONAL):
+            self.buffers.move(buffer, Event.SERVED)
+        self._app.emit(
+            "swap_executed",
+            conv_id=buffer.conversation,
+            thread=buffer.thread,
+            exchange_id=exchange.id,
+            **{name: value for name, value in record.items() if name != "shortened"},
+            shortened=len(record["shortened"]),
+        )
+        self._services.note(buffer.conversation, swap={"thread": buffer.thread, **record})
+        self._dirty.add(buffer.conversation)
+        line = {"at": self.clock(), "conv_id": buffer.conversation, "thread": buffer.thread, **record}
+        await trio.to_thread.run_sync(_append, self._records, json.dumps(line))
+
+    async def _read(self, body: bytes, exchange: Exchange, earlier: tuple[bytes, ...] = ()) -> History | None:
+        async with self._reading:
+            return await trio.to_thread.run_sync(self._historian.read, body, exchange.request.fields, earlier)
+
+    async def _whole(self, history: History, body: bytes, exchange: Exchange) -> History | None:
+        """The history of a continued message thread, with the messages that the server remembers."""
+        earlier = await self._earlier(exchange)
+        return await self._read(body, exchange, earlier) if earlier else None
+
+    async def _earlier(self, exchange: Exchange) -> tuple[bytes, ...]:
+        link = await self._services.link(exchange, _LINK_SECONDS)
+        if link is None or not link.parent:
+            return ()
+        return tuple(await self._services.history(link.parent))
+
+    # ---- what the client was answered
+
+    @hookimpl
+    def stream_tap(self, exchange: Exchange, head: ResponseHead) -> _Tap | None:
+        if exchange.path != MESSAGES or exchange.passthrough or head.status not in (200, 400):
+            return None
+        if self._mode(exchange) == "off":
+            return None
+        return _Tap(self, exchange, head, self._services.request_body(exchange))
+
+    def look(self, tap: _Tap, *, over: bool, outcome: Outcome | None = None) -> None:
+        """An answer has begun or is over. Most are small and of conversations without a buffer: nothing is done."""
+        session = _session(tap.exchange)
+        floor = self._number(self._services.settings(tap.exchange), "compact_trigger_tokens", 50_000)
+        if tap.answer.usage.context_tokens >= floor or not session or self.buffers.of(session):
+            self.checkpoints.spawn(partial(self.answered, tap, over=over, outcome=outcome))
+
+    async def answered(self, tap: _Tap, *, over: bool, outcome: Outcome | None = None) -> None:
+        """An answer has begun (``over`` False), or is over."""
+        exchange, usage = tap.exchange, tap.answer.usage
+        link = await self._services.link(exchange, _LINK_SECONDS)
+        if link is None or not link.thread:
+            return
+        buffer = self.buffers.get(link.conversation, link.thread)
+        buffer.last_seen = self.clock()
+        if link.kind is RequestKind.COMPACTION:
+            if over and outcome is Outcome.OK and tap.answer.complete:
+                self._compacted(buffer, link, tap)
+            return
+        if link.kind not in _SPEAKS or link.edge is Edge.ASIDE:
+            return
+        model = tap.answer.model or ""
+        client = self._client(exchange, model, 0)
+        if tap.head.status == 200 and not over:
+            await self._check_swap(buffer, tap, link)
+        if usage.prompt_tokens <= 0 or (over and (outcome is None or not outcome_ok(outcome))):
+            return
+        tokens = usage.context_tokens if over else usage.prompt_tokens
+        if over:
+            buffer.measure(tokens, self.clock())
+        await self._consider(buffer, tap, client, tokens)
+
+    async def _consider(self, buffer: Buffer, tap: _Tap, client: Client, tokens: int) -> None:
+        exchange = tap.exchange
+        buffer.client = client
+        where: Wall = wall(client, buffer.observed)
+        newest = buffer.newest
+        state = State(
+            buffer.phase,
+            newest.tokens if newest else 0,
+            buffer.growth,
+            buffer.summary_seconds,
+        )
+        if where.never:
+            return
+        limits = frozenset(limit.status for limit in tap.limits)
+        told = Answer(tokens, limits, exchange.passthrough)
+        decision = decide(state, told, where, self._thresholds(exchange))
+        if decision.ready and buffer.phase is Phase.WAL_ACTIVE:
+            self.buffers.move(buffer, Event.NEAR_WALL)
+        if not decision.start or buffer.running is not None:
+            return
+        if not decision.act:
+            self._app.emit(
+                "checkpoint_observed",
+                conv_id=buffer.conversation,
+                thread=buffer.thread,
+                tokens=tokens,
+                wall=where.tokens,
+                reason=decision.reason,
+            )
+            return
+        base = await self._base(tap, tokens)
+        if base is None or buffer.running is not None:
+            return
+        if newest is not None and newest.chain == base.chain:
+            return
+        refusal = self.checkpoints.allows(base.account, base.model, tokens)
+        if refusal:
+            self._app.emit("checkpoint_postponed", conv_id=buffer.conversation, thread=buffer.thread, reason=refusal)
+            return
+        self.checkpoints.start(
+            buffer, self._services, base, reason=f"{tokens} of {where.tokens} tokens ({where.source})"
+        )
+
+    async def _base(self, tap: _Tap, tokens: int) -> Base | None:
+        """The request of this answer as the base of a checkpoint, None if it cannot be one."""
+        exchange = tap.exchange
+        body = await tap.held.read() if tap.held is not None else None
+        history = await self._read(body, exchange) if body is not None else None
+        if body is None or history is None or history.request is not None or not history.spans:
+            return None
+        if history.thread is not None:
+            link = await self._services.link(exchange, _LINK_SECONDS)
+            whole = await self._whole_body(exchange, link, history)
+            if whole is None:
+                return None
+            body = whole
+            history = await self._read(body, exchange)
+            if history is None:
+                return None
+        else:
+            link = exchange.attributes.get("link")  # type: ignore[assignment]
+            if isinstance(link, Link):
+                self.buffers.get(link.conversation, link.thread).full = exchange.id
+        fields = exchange.request.fields
+        account = _digest(fields.get(b"authorization") or fields.get(b"x-api-key") or b"")
+        return Base(
+            exchange,
+            exchange.id,
+            exchange.request,
+            body,
+            history.chain,
+            len(history.spans),
+            tokens,
+            history.model,
+            account,
+            parse_version((fields.get(b"user-agent") or b"").decode("latin-1")),
+        )
+
+    async def _whole_body(self, exchange: Exchange, link: Link | None, history: History) -> bytes | None:
+        """A full body for a continued thread: that of its newest whole request, with all messages since."""
+        if link is None:
+            return None
+        buffer = self.buffers.find(link.conversation, link.thread)
+        if buffer is None or not buffer.full:
+            return None
+        whole = await self._services.stored_body(buffer.full)
+        earlier = await self._earlier(exchange)
+        if whole is None or not earlier:
+            return None
+        from dbproxy.api import json_members
+
+        members = json_members(whole)
+        place = next((m for m in members or () if m.key == b"messages"), None)
+        if place is None:
+            return None
+        messages = b"[" + b",".join([*earlier, *history.spans]) + b"]"
+        return whole[: place.start] + messages + whole[place.end :]
+
+    async def _check_swap(self, buffer: Buffer, tap: _Tap, link: Link) -> None:
+        """Was what we served taken? The client's next request says so, by its header or by our own words in it."""
+        served = buffer.served
+        if served is None:
+            return
+        body = await tap.held.read() if tap.held is not None else None
+        said = tap.exchange.request.fields.get(b"x-claude-code-context-compacted") is not None
+        if (body is not None and was_taken(served, body)) or (said and link.kind is RequestKind.AFTER_COMPACTION):
+            self.confirmed += 1
+            self._app.emit(
+                "swap_confirmed",
+                conv_id=buffer.conversation,
+                thread=buffer.thread,
+                checkpoint=served.checkpoint,
+                by="words" if body is not None and was_taken(served, body) else "header",
+            )
+            buffer.checkpoints, buffer.served = [], None
+            buffer.tokens = buffer.summary_seconds and 0
+            if buffer.phase in (Phase.PROVISIONAL, Phase.WAL_ACTIVE, Phase.SWAP_READY):
+                self.buffers.move(buffer, Event.CONFIRMED)
+            self._dirty.add(buffer.conversation)
+        elif buffer.phase is Phase.PROVISIONAL and body is not None:
+            self.rolled_back += 1
+            self._app.emit(
+                "swap_rejected",
+                level="warning",
+                conv_id=buffer.conversation,
+                thread=buffer.thread,
+                checkpoint=served.checkpoint,
+                reason="the client went on without it",
+            )
+            self.buffers.move(buffer, Event.ROLLED_BACK)
+
+    def _compacted(self, buffer: Buffer, link: Link, tap: _Tap) -> None:
+        """The client got a summary from the model: learn from it."""
+        history = tap.exchange.attributes.get(NAME)
+        self.native += 1
+        if link.compaction in ("auto", "reactive") and buffer.tokens:
+            seen = [*buffer.observed, Observation(buffer.tokens, link.compaction, self.clock())]
+            buffer.observed = seen[-8:]
+        if isinstance(history, History) and history.request is not None and history.request.servable:
+            agent = (tap.exchange.request.fields.get(b"user-agent") or b"").decode("latin-1")
+            self.book.learn(parse_version(agent), history.request.instruction)
+        self._app.emit(
+            "compaction_observed",
+            conv_id=buffer.conversation,
+            thread=buffer.thread,
+            trigger=link.compaction,
+            tokens=buffer.tokens,
+            seconds=round(trio.current_time() - tap.exchange.timings.received, 2),
+        )
+        if buffer.running is not None:
+            buffer.running.scope.cancel()
+            buffer.running = None
+        if buffer.phase is not Phase.IDLE:
+            self.buffers.move(buffer, Event.COMPACTED)
+        buffer.checkpoints, buffer.served = [], None
+        self._dirty.add(buffer.conversation)
+
+    # ---- settings and facts
+
+    def _mode(self, exchange: Exchange) -> str:
+        if exchange.passthrough:
+            return "off"
+        return str(self._services.settings(exchange).get("buffer", "on"))
+
+    def _thresholds(self, exchange: Exchange) -> Thresholds:
+        settings = self._services.settings(exchange)
+        self.checkpoints.budget = replace(
+            self.checkpoints.budget, limit=int(self._number(settings, "buffer_daily_tokens", 0))
+        )
+        return Thresholds(
+            mode=self._mode(exchange),
+            checkpoint=self._number(settings, "checkpoint_threshold", 0.70),
+            swap=self._number(settings, "swap_threshold", 0.80),
+            floor_tokens=int(self._number(settings, "compact_trigger_tokens", 50_000)),
+            log_tokens=int(self._number(settings, "buffer_log_tokens", 50_000)),
+            adaptive=settings.get("buffer_adaptive") is True,
+        )
+
+    @staticmethod
+    def _number(settings: Mapping[str, object], name: str, default: float) -> float:
+        value = settings.get(name, default)
+        return value if isinstance(value, int | float) else default
+
+    def _client(self, exchange: Exchange, model: str, max_tokens: int) -> Client:
+        fields = exchange.request.fields
+        return Client(
+            parse_version((fields.get(b"user-agent") or b"").decode("latin-1")),
+            model,
+            self._services.context_window(model),
+            max_tokens,
+            self._services.client_variables(exchange),
+            frozenset(token.decode("latin-1") for token in fields.tokens(b"anthropic-beta")),
+            exchange.via.value == "tunnel",
+        )
+
+    def _moved(self, buffer: Buffer, before: Phase, event: Event) -> None:
+        self._app.emit(
+            "phase_transition",
+            conv_id=buffer.conversation,
+            thread=buffer.thread,
+            from_phase=before,
+            to_phase=buffer.phase,
+            trigger=event,
+        )
+        if buffer.thread == "main":
+            self._services.note(buffer.conversation, phase=str(buffer.phase))
+        self._dirty.add(buffer.conversation)
+
+
+class _Tap:
+    """One answer: what it used, as soon as it says so."""
+
+    def __init__(self, plugin: DoubleBuffer, exchange: Exchange, head: ResponseHead, held: HeldBody | None) -> None:
+        self.exchange = exchange
+        self.head = head
+        self.held = held
+        self.answer = Accumulator()
+        self._plugin = plugin
+        self._body = bytearray()
+
+    @property
+    def limits(self) -> Iterable[RateLimit]:
+        from dbproxy.api import rate_limits
+
+        return rate_limits(self.head.fields)
+
+    # Plain functions: thousands of events pass here, and few of them say something.
+
+    def event(self, event: SseEvent) -> None:
+        if event.name in _TELLING:
+            self.answer.feed(event.name, event.data)
+            if event.name == b"message_start":
+                self._plugin.look(self, over=False)
+
+    def body(self, data: bytes) -> None:
+        if len(self._body) < 16 << 20:
+            self._body += data
+
+    def end(self, outcome: Outcome) -> None:
+        if self._body:
+            self.answer = Accumulator.from_body(bytes(self._body))
+            if self.answer.complete:
+                self._plugin.look(self, over=False)
+        self._plugin.look(self, over=True, outcome=outcome)
+
+
+def _session(exchange: Exchange) -> str:
+    return (exchange.request.fields.get(b"x-claude-code-session-id") or b"").decode("latin-1")
+
+
+def _why_native(history: History) -> str:
+    request = history.request
+    if request is None or history.thread is not None:
+        return "a message thread whose history is not stored"
+    return "the user gave instructions" if request.words else f"a {request.kind} summary is asked for"
+
+
+def _digest(value: bytes) -> str:
+    import hashlib
+
+    return hashlib.sha256(value).hexdigest()[:16] if value else ""
+
+
+def _append(file: Any, line: str) -> None:
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    with os.fdopen(descriptor, "a", encoding="utf-8") as stream:
+        stream.write(line + "\n")
