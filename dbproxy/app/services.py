@@ -12,6 +12,7 @@ from dbproxy.app.analyst import decoded_body
 from dbproxy.app.capture import recording_of
 from dbproxy.app.send import send
 from dbproxy.errors import DbproxyError
+from dbproxy.model.link import Link
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from dbproxy.config import Settings
     from dbproxy.exchange import Exchange, Fields, RequestHead
     from dbproxy.hooks.services import CallAnswer
-    from dbproxy.model.link import Link
     from dbproxy.scope import Scope
 
 
@@ -65,7 +65,10 @@ class ProxyServices:
     async def link(self, exchange: Exchange, seconds: float, /) -> Link | None:
         """See `dbproxy.api.Services`."""
         recording = recording_of(exchange)
-        return None if recording is None else await recording.linked(seconds)
+        if recording is None:  # it is over
+            known = exchange.attributes.get("link")
+            return known if isinstance(known, Link) else None
+        return await recording.linked(seconds)
 
     def request_body(self, exchange: Exchange, /) -> Held | None:
         """See `dbproxy.api.Services`."""
