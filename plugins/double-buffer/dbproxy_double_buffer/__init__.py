@@ -197,7 +197,7 @@ class DoubleBuffer:
             history = await self._whole(history, body, exchange) or history
         request = history.request
         if request is None or not request.servable or history.thread is not None:
-            self._app.emit("compact_native", conv_id=link.conversation, thread=link.thread, reason=_why_native(history))
+            self._leave(exchange, buffer, _why_native(history))
             return None
         if self._mode(exchange) != "on":
             return None
@@ -216,15 +216,15 @@ class DoubleBuffer:
                 if swap is None and not running.done.is_set() and history.stream:
                     return self._race(exchange, body, buffer, history, running.done).response()
         if swap is None:
-            self._app.emit(
-                "compact_native",
-                conv_id=buffer.conversation,
-                thread=buffer.thread,
-                reason="no checkpoint fits this history" if buffer.checkpoints else "no checkpoint",
-            )
+            self._leave(exchange, buffer, "none fits this history" if buffer.checkpoints else "no checkpoint")
             return None
         await self._give(exchange, buffer, swap, waited=trio.current_time() - began)
         return answer(swap, model=history.model, stream=history.stream)
+
+    def _leave(self, exchange: Exchange, buffer: Buffer, reason: str) -> None:
+        """Let the model answer this compact request."""
+        buffer.native = exchange.id
+        self._app.emit("compact_native", conv_id=buffer.conversation, thread=buffer.thread, reason=reason)
 
     def _race(self, exchange: Exchange, body: bytes, buffer: Buffer, history: History, done: trio.Event) -> Race:
         settings, began = self._services.settings(exchange), trio.current_time()
@@ -325,6 +325,8 @@ class DoubleBuffer:
         buffer = self.buffers.get(link.conversation, link.thread)
         buffer.last_seen = self.clock()
         if link.kind is RequestKind.COMPACTION:
+            if over and buffer.native == exchange.id:
+                buffer.native = ""
             if over and outcome is Outcome.OK and tap.answer.complete:
                 self._compacted(buffer, link, tap)
             return
@@ -351,6 +353,7 @@ class DoubleBuffer:
             newest.tokens if newest else 0,
             buffer.growth,
             buffer.summary_seconds,
+            native=bool(buffer.native),
         )
         if where.never:
             return
