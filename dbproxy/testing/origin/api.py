@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dbproxy.testing.origin import events
+from dbproxy.testing.origin.prompt_cache import PromptCache
 from dbproxy.testing.origin.scenarios import SCENARIOS
 from dbproxy.testing.origin.script import Answer, Script, document, fail
 
@@ -34,6 +35,8 @@ NEVER_SEEN_LIVE = (
     ("limits of request size and the order of checks", "anthropic-api 6.2"),
     ("on-demand and threshold compaction blocks", "anthropic-api 2.1, 2.2"),
     ("WebSocket paths", "anthropic-api 4.5"),
+    ("prompt cache: betas as part of its key, attribution outside of it, threads", "anthropic-api 2.5, 2.6, 2.7"),
+    ("prompt cache: the smallest prefix of the 5.5 family", "anthropic-api 2.5"),
 )
 
 
@@ -51,6 +54,7 @@ class BuiltIn:
 class _Thread:
     fingerprint: str
     history: list[dict[str, Any]]
+    opening: dict[str, Any]
     last_used: float
     continued: bool = False
 
@@ -64,9 +68,12 @@ class Api:
         self._passed: dict[int, int] = {}
         self._threads: dict[str, _Thread] = {}
         self.scenario_state: dict[str, Any] = {}
+        self.prompt_cache = _cache_of(script)
 
     def replace(self, script: Script) -> None:
         """Go on with another script from now."""
+        if script.cache != self.script.cache:
+            self.prompt_cache = _cache_of(script)
         self.script = script
         self._used.clear()
         self._passed.clear()
@@ -96,7 +103,14 @@ class Api:
                 if chosen is not None:
                     break
         assert chosen is not None  # the last built-in rule answers everything
-        return self._with_thread(request, chosen)
+        return self._with_thread(request, self._with_cache(request, chosen))
+
+    def _with_cache(self, request: Received, answer: Answer) -> Answer:
+        """With the cache's counts, where the script says none (anthropic-api 2.5)."""
+        if self.prompt_cache is None or not request.is_messages or answer.blocks is None or answer.status != 200:
+            return answer
+        share = self.prompt_cache.pay(request, request.time)
+        return answer.but(usage={**share.usage(), **(answer.usage or {})})
 
     def _ruled(self, request: Received) -> Answer | None:
         for number, rule in enumerate(self.script.rules):
@@ -131,7 +145,10 @@ class Api:
         reply = {"role": "assistant", "content": list(answer.blocks)}
         own = list(request.json.get("messages") or [])
         self._threads[message_id] = _Thread(
-            fingerprint(request), [*(request.history or []), *own, reply], last_used=request.time
+            fingerprint(request),
+            [*(request.history or []), *own, reply],
+            request.opening or request.json,
+            last_used=request.time,
         )
         return answer.but(message_id=message_id)
 
@@ -152,8 +169,14 @@ class Api:
         if known.fingerprint != fingerprint(request):
             return _thread_error(400, "thread_fingerprint_mismatch", "model or output_config changed within a thread")
         known.continued = True
-        request.history = known.history
+        request.history, request.opening = known.history, known.opening
         return None
+
+
+def _cache_of(script: Script) -> PromptCache | None:
+    if script.cache is False:
+        return None
+    return PromptCache() if script.cache is True else PromptCache(script.cache)
 
 
 def fingerprint(request: Received) -> str:
@@ -201,6 +224,11 @@ def _messages_errors(api: Api, request: Received) -> Answer | None:
 
 def _threads(api: Api, request: Received) -> Answer | None:
     return api.continue_thread(request) if request.is_messages else None
+
+
+def _cache_marks(api: Api, request: Received) -> Answer | None:
+    problem = api.prompt_cache.problem(request) if api.prompt_cache is not None and request.is_messages else ""
+    return fail(400, problem) if problem else None
 
 
 def _scenario(api: Api, request: Received) -> Answer | None:
@@ -279,6 +307,7 @@ def _not_found(api: Api, request: Received) -> Answer | None:
 BUILT_IN = (
     BuiltIn("errors", "anthropic-api 1.1, 1.2, 1.7", "401, 400 for a request that is not one", _messages_errors),
     BuiltIn("threads", "anthropic-api 2.6", "create, continue, and the thread_* errors", _threads),
+    BuiltIn("cache marks", "anthropic-api 2.5, 2.6", "400 for too many marks, or in a wrong order", _cache_marks),
     BuiltIn("scenario", "anthropic-api 1.4, 1.6; client facts 3, 4", "a message, streamed or whole", _scenario),
     BuiltIn("count_tokens", "anthropic-api 1.9", "an estimate: four bytes a token", _count_tokens),
     BuiltIn("cache_touch", "anthropic-api 2.8", "a child of /v1/messages that is no message", _cache_touch),

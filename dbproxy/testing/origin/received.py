@@ -108,6 +108,7 @@ class Received:
     complete_at: float | None = None
     sent: Sent = field(default_factory=Sent)
     history: list[dict[str, Any]] | None = None  # a continued thread's earlier messages, put before our own
+    opening: dict[str, Any] | None = None  # the body with which that thread began: its system prompt and tools hold
 
     def __repr__(self) -> str:
         # Never the fields: a failing assertion would print credentials.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dbproxy.testing.origin.events import thinking, tool_use
 from dbproxy.testing.origin.script import Answer, fail, say
+from dbproxy.testing.origin.summaries import summary_answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -156,6 +157,27 @@ def _foreign(request: Received, state: State, options: Mapping[str, Any]) -> Ans
     return say(thinking("no signature", signature=""), "Foreign done.", **how)
 
 
+def _filling(request: Received, state: State, options: Mapping[str, Any]) -> Answer:
+    """A context that grows by `grow` tokens with every tool result, from `start` after each compaction, until `turns`
+    tool calls were made; then a text. `summaries` names what each request for a summary gets, the last one repeating;
+    `seconds`, `text`, `retry_after` are theirs. Counts are left to the prompt cache where the script has one."""
+    if request.role == "compaction":
+        kinds = options.get("summaries") or ["good"]
+        number = state["summaries"] = int(state.get("summaries", 0)) + 1
+        return summary_answer(str(kinds[min(number, len(kinds)) - 1]), number, options)
+    if request.role not in ("main", "subagent"):
+        return _plain(request, state, options)
+    filled = int(options.get("start", 100_000)) + int(options.get("grow", 200_000)) * request.tool_results
+    usage = {"input_tokens": 10, "cache_read_input_tokens": filled - 60, "output_tokens": 50}
+    if options.get("cached"):
+        usage = {}
+    done = state[request.role] = int(state.get(request.role, 0)) + 1
+    if done > int(options.get("turns", 6)):
+        return say(str(options.get("last", "All done.")), usage=usage)
+    call = {"command": f"echo {options.get('result', 'step')} {done}", "description": "One step"}
+    return say(f"Step {done}.", tool_use("Bash", call), usage=usage)
+
+
 DEMO_FILLS = (150_000, 420_000, 700_000, 968_000)
 
 
@@ -196,6 +218,7 @@ SCENARIOS = {
         ),
         Scenario("autocompact", "client facts 4.2, 4.3", "reports a full context until compacted", _autocompact),
         Scenario("too_long", "client facts 4.2; anthropic-api 1.7", "400 at the third turn until compacted", _too_long),
+        Scenario("filling", "client facts 4.2, 4.4, 5", "a growing context, and summaries good and bad", _filling),
         Scenario("demo", "client facts 3.2, 4.2, 4.3", "what `dbproxy demo` plays", _demo),
         Scenario("foreign", "client facts 3.4", "as a translated model answers: other ids, sparse usage", _foreign),
     )

@@ -194,13 +194,15 @@ class Rule:
 class Script:
     """Rules in order of precedence, then a named scenario for the Messages endpoint, then the built-in rules.
 
-    ``decide`` is for tests in Python: it is asked first and may return None.
+    ``decide`` is for tests in Python: it is asked first and may return None. ``cache`` gives answers without cache
+    counts of their own those of a prompt cache; a number is its bytes per token.
     """
 
     rules: tuple[Rule, ...] = ()
     scenario: str = "plain"
     options: Mapping[str, Any] = field(default_factory=dict)  # of the scenario
     decide: Callable[[Received], Answer | None] | None = None
+    cache: bool | float = False
 
 
 def _known(what: str, given: Mapping[str, Any], names: Sequence[str]) -> None:
@@ -293,11 +295,15 @@ def script_from(given: Any) -> Script:
         return Script(scenario=given)
     if isinstance(given, (list, tuple)):
         return Script(rules=tuple(item if isinstance(item, Rule) else _rule_from(item) for item in given))
-    _known("script", given, ["rules", "scenario", "options"])
+    _known("script", given, ["rules", "scenario", "options", "cache"])
+    cache = given.get("cache", False)
+    if not isinstance(cache, bool | int | float) or cache < 0:
+        raise ConfigError(f"script: cache is {cache!r}", hint="use true, false or bytes per token, such as 4")
     return Script(
         rules=tuple(_rule_from(item) for item in given.get("rules", [])),
         scenario=given.get("scenario", "plain"),
         options=given.get("options", {}),
+        cache=cache,
     )
 
 
