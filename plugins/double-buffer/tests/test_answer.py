@@ -75,6 +75,7 @@ def test_the_log_is_verbatim_in_the_clients_next_request(version):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_an_analysis_in_the_log_is_safe_where_the_summary_had_none(version):
     text = swap_text(Summary("", "S"), log_of("<analysis>the user's</analysis>"), client(version))
+    assert text.startswith("<analysis>\nThe summary")
     assert "<analysis>the user's</analysis>" in seen(text, version)
 
 

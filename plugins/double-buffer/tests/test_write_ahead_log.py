@@ -151,6 +151,15 @@ def test_content_cannot_pass_for_another_entry():
     assert log.text.count(f"[[{real}") == 5  # opening, the rule itself, two entries, end
 
 
+def test_the_mark_of_the_headings_stands_in_no_entry():
+    def tag_of(middle: str) -> str:
+        return HEADING.search(render([user("a" * 400 + middle + "b" * 400)], AMPLE, 3.5).text)[1]
+
+    # The middle of a long text does not count for the mark, so this is the mark that it would have.
+    assert tag_of("????????") == tag_of("!!!!!!!!")
+    assert tag_of(tag_of("????????")) != tag_of("????????")
+
+
 def test_tool_results_go_first_and_the_users_words_last():
     big = "word " * 400
     messages = [
@@ -190,9 +199,17 @@ def test_the_newest_quarter_outlives_older_texts():
     messages = [assistant("old text " * 300), assistant(call("Bash", 1, command="x")), result(1, "new result " * 100)]
     log = render(messages, 2400, 1.0)
     assert cut_kinds(log) == {"tool result", "assistant text"}  # the result alone is more than a quarter
-    log = render([*messages[:2], result(1, "new result " * 30)], 1700, 1.0)
+    messages = [assistant("old text " * 600), assistant(call("Bash", 1, command="x")), result(1, "new result " * 90)]
+    log = render(messages, 5000, 1.0)
     assert cut_kinds(log) == {"assistant text"}
-    assert "new result " * 30 in log.text
+    assert "new result " * 90 in log.text
+
+
+def test_several_large_ones_share_what_there_is():
+    log = render([user("a" * 9000), user("b" * 8000), user("c" * 100)], 6000, 1.0)
+    assert [cut.message for cut in log.shortened] == [0, 1]
+    assert log.shortened[0].kept == log.shortened[1].kept > 2000
+    assert log.overflow
 
 
 def test_the_largest_of_the_last_are_cut_in_their_middle():
@@ -226,11 +243,12 @@ def test_what_has_no_room_at_all_is_dropped_and_said():
     assert len(render(messages, 10, 1.0).shortened) == 200
 
 
-def test_a_cut_never_splits_a_character():
-    log = render([user("漢🙂" * 3000)], 3000, 1.0)
-    middle = log.text.split("\n")
-    assert set(middle[3].replace("漢", "").replace("🙂", "")) == set()
-    assert len(log.text.encode()) <= 3000
+@pytest.mark.parametrize("budget", range(3000, 3014))
+def test_a_cut_never_splits_a_character(budget):
+    log = render([user("漢🙂" * 3000)], budget, 1.0)
+    assert set(log.text) - set(render([user("x" * 9000)], budget, 1.0).text) <= {"漢", "🙂", *"0123456789abcdef,"}
+    assert "漢🙂漢" in log.text
+    assert len(log.text.encode()) <= budget
 
 
 def test_calibration():
