@@ -151,6 +151,29 @@ def holds(query: Query, text: str) -> bool:
     )
 
 
+def might_hold(query: Query, content: bytes) -> bool:
+    """Can the phrases stand in a message, by a look at its JSON? Some ten times as fast as to read it; never wrong when
+    it says no."""
+    phrases = [term for term in query.terms if len(term.words) > 1]
+    if not phrases or _HIDDEN.search(content):
+        return True
+    text = fold(content.decode("utf-8", "replace"))
+    plain = text.isascii()
+    return all(_pair(term.words[0], term.words[1], plain).search(text) is not None for term in phrases)
+
+
+#: Letters that JSON hides behind an escape; those of control characters are no letters.
+_HIDDEN: Final = re.compile(rb"\\u(?!00[01])")
+
+
+@lru_cache(maxsize=256)
+def _pair(first: str, second: str, plain: bool) -> re.Pattern[str]:
+    """A word of JSON text with another one, or the end of its string, behind it."""
+    accents = "" if plain else "[\u0300-\u036f]*"
+    one, two = (accents.join(map(re.escape, word)) for word in (first, second))
+    return re.compile(rf'{one}(?:\\u00[01][0-9a-f]|\\[^u]|[^\w\\"]|_)*(?:"|{two})')
+
+
 def snippet(query: Query, text: str) -> tuple[str, tuple[tuple[int, int], ...]]:
     """What stands around the first match, on one line and without secrets, and where its matches are."""
     patterns = [pattern(term) for term in query.terms]
@@ -282,7 +305,10 @@ def _hit(query: Query, row: tuple[Any, ...], blobs: BlobReader, seen: set[tuple[
     """One candidate with its snippet; None if its text was there before, or does not hold the phrases, or is gone."""
     number, exchange, role, conversation, thread, project, started = row
     try:
-        _, text = search_text(blobs.blob(number))
+        content = blobs.blob(number)
+        if not might_hold(query, content):
+            return None
+        _, text = search_text(content)
     except (KeyError, ValueError, zstandard.ZstdError):  # the index is ahead of a sweep, or the content is damaged
         return None
     same = (conversation, role, hash(text))

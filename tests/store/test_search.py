@@ -12,10 +12,11 @@ import storekit
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from dbproxy.model.parts import search_text
 from dbproxy.model.redact import redact_text
 from dbproxy.store.reader import Reader
 from dbproxy.store.rows import UnknownId
-from dbproxy.store.search import Query, Term, fold, snippet, tokens, understand
+from dbproxy.store.search import Query, Term, fold, holds, might_hold, snippet, tokens, understand
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -220,3 +221,30 @@ def test_a_texts_own_words_find_it(text: str) -> None:
     line, marks = snippet(query, text)
     assert all(0 <= start < end <= len(line) for start, end in marks)
     assert len(fold(text)) == len(text)
+
+
+WORDS = st.lists(st.sampled_from(["ab", "Cd", "é", "e\u0301", "x1", "n"]), min_size=2, max_size=5)
+BETWEEN = st.sampled_from(
+    [" ", "\n", "\t ", "_", "-", '"', "\\", "\x1b[", "—", "\\n", "", "/", "\u0301", "\x7f", '", "']
+)
+
+
+@settings(max_examples=300)
+@given(WORDS, st.lists(BETWEEN, min_size=5, max_size=5), st.booleans(), st.integers(0, 4), st.integers(1, 4))
+def test_the_quick_look_never_misses(words: list[str], between: list[str], escaped: bool, cut: int, size: int) -> None:
+    """Whatever stands between words, however JSON writes it, also where a block ends between two."""
+    text = "".join(word + gap for word, gap in zip(words, between, strict=False))
+    blocks = [{"type": "text", "text": part} for part in (text[:cut], text[cut:]) if part]
+    blocks += [{"type": "tool_use", "id": "t", "name": "n", "input": {words[0]: words[1], "more": text}}]
+    message = json.dumps({"role": "user", "content": blocks}, ensure_ascii=escaped).encode()
+    phrase = understand('"' + " ".join(words[:size]).replace('"', "") + '"')
+    if holds(phrase, search_text(message)[1]):
+        assert might_hold(phrase, message)
+
+
+def test_the_quick_look_says_no() -> None:
+    message = json.dumps({"role": "user", "content": "one two three — four\x1b five"}, ensure_ascii=False).encode()
+    assert might_hold(understand('"two three"'), message)
+    assert might_hold(understand('"four five"'), message)
+    assert not might_hold(understand('"one three"'), message)
+    assert might_hold(understand("one three"), message)
