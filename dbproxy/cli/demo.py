@@ -11,7 +11,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "demo",
         help="watch the proxy work, without account and network",
         description="A built-in fake model API and a scripted agent, as strict as the real one, talk through the real "
-        "proxy on this machine. Needs no account and no network. Exit code 0 only if every byte matched.",
+        "proxy on this machine; the captured conversation is shown at the end. Needs no account and no network. Exit "
+        "code 0 only if every byte matched.",
     )
     parser.add_argument("--keep", action="store_true", help="keep the files of the run and say where they are")
     # A frozen executable has no other way to start the agent's part of the demo.

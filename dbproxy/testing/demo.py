@@ -1,7 +1,8 @@
 """``dbproxy demo``: a fake model API and a scripted agent talk through the real proxy, and every byte is compared.
 
-No account, no network. The proxy and the launcher run as a person would start them, as processes of their own with a
-data folder of their own. Exit code 0 only if the agent was content and every byte was the same on both sides.
+No account, no network. The proxy, the launcher and the commands at the end run as a person would start them, as
+processes of their own with a data folder of their own. Exit code 0 only if the agent was content, every byte was the
+same on both sides, and every request can be rebuilt from what was captured.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 START_SECONDS = 30.0
 STOP_SECONDS = 10.0
 AGENT_SECONDS = 120.0
+ASK_SECONDS = 30.0
 # What would lead the demo out of itself: other proxies, other trust, other settings, somebody's keys.
 _DROPPED_PREFIXES = ("DBPROXY_", "ANTHROPIC_", "CLAUDE_", "AWS_", "GOOGLE_", "XDG_")
 _DROPPED = ("https_proxy", "http_proxy", "all_proxy", "no_proxy", "node_extra_ca_certs", "ssl_cert_file")
@@ -48,6 +50,7 @@ class Started:
     launch: tuple[str, ...]  # put before the agent's command
     environ: Mapping[str, str]
     about: str
+    ask: tuple[str, ...] = ()  # put before a command that asks about what was captured; empty if nothing is
 
 
 ProxyMaker = "Callable[[Origin, Path], AbstractAsyncContextManager[Started]]"
@@ -87,6 +90,7 @@ async def real_proxy(origin: Origin, folder: Path) -> AsyncIterator[Started]:
         "DBPROXY_LISTEN": "127.0.0.1:0",
         "DBPROXY_UPSTREAM_URL": origin.url,
         "DBPROXY_UPSTREAM_CA": str(certificate),
+        "DBPROXY_BUFFER": "off",  # every answer is compared with the API's, so none may be ours
     }
     began = trio.current_time()
     output = folder / "proxy.txt"
@@ -97,7 +101,7 @@ async def real_proxy(origin: Origin, folder: Path) -> AsyncIterator[Started]:
     try:
         running = await _listening(process, Paths(data).daemon_state, output)
         about = f"{running.url}, process {running.pid}, ready after {trio.current_time() - began:.2f} s"
-        yield Started((*program(), "run", "--"), environ, about)
+        yield Started((*program(), "run", "--"), environ, about, tuple(program()))
     finally:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + STOP_SECONDS):
             if process.poll() is None:
@@ -127,8 +131,12 @@ async def play(
     say: Callable[[str], None],
     proxy: Callable[[Origin, Path], AbstractAsyncContextManager[Started]] = real_proxy,
     agent_arguments: Sequence[str] = (),
+    keep: bool = False,
 ) -> bool:
-    """Run the whole demo in ``folder``; True if the agent was content and every byte matched."""
+    """Run the whole demo in ``folder``; True if the agent was content, every byte matched and all was captured.
+
+    ``keep`` says that the folder stays, so that what was captured can be looked at.
+    """
     report_file = folder / "agent.json"
     say("A fake model API and a scripted agent talk through the real proxy. Nothing leaves this machine.\n")
     async with open_origin(script, tls=True) as origin:
@@ -151,7 +159,52 @@ async def play(
         say(f"\nThe agent gave up: {complaint or f'exit code {code}'}")
     good = code == 0 and comparison.same and not origin.violations and bool(attempts)
     say("\n" + (_well(comparison) if good else "FAILED."))
+    if started.ask and attempts:
+        where = f"DBPROXY_DATA_DIR={folder / 'data'} " if keep else ""
+        good = await _captured(say, started, folder, attempts, where) and good
     return good
+
+
+async def _captured(
+    say: Callable[[str], None], started: Started, folder: Path, attempts: list[dict[str, Any]], where: str
+) -> bool:
+    """Show what was captured, as the command shows it; whether every request can be rebuilt from it."""
+    try:
+        shown = await _ask(started, folder, "conversations", "show", "last")
+        checked = json.loads(await _ask(started, folder, "log", "verify", "--json"))
+    except (DbproxyError, ValueError) as error:
+        say(f"\nFAILED: what was captured cannot be shown: {error}")
+        return False
+    say("\nCaptured on the way, as `dbproxy conversations show last` tells it:\n")
+    for line in shown.splitlines():
+        say(f"  {line}".rstrip())
+    sent = sum(attempt["method"] == "POST" and bool(attempt["status"]) for attempt in attempts)
+    if checked["exact"] < sent or checked["wrong"]:
+        say(f"\nFAILED: {sent} requests were sent, and {checked['exact']} can be rebuilt from what was captured.")
+        return False
+    say(f"\nAll {checked['exact']} of its requests can be rebuilt from that, byte for byte (`dbproxy log verify`).")
+    say("Look further:" if where else "After a session of your own, look further:")
+    say(f"  {where}dbproxy log list\n  {where}dbproxy explain last")
+    return True
+
+
+async def _ask(started: Started, folder: Path, *words: str) -> str:
+    """What one of our own commands says about what was captured. Raises LaunchError if it fails."""
+    with trio.move_on_after(ASK_SECONDS):
+        done = await trio.run_process(
+            [*started.ask, *words],
+            env=started.environ,
+            cwd=str(folder),
+            stdin=b"",
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+        )
+        if done.returncode == 0 or done.stdout.startswith(b"{"):
+            return done.stdout.decode("utf-8", "replace")
+        lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise LaunchError(lines[-1] if lines else f"{' '.join(words)} ended with code {done.returncode}")
+    raise LaunchError(f"{' '.join(words)} did not end within {ASK_SECONDS:g} s")
 
 
 async def _run_agent(command: list[str], environ: Mapping[str, str], folder: Path) -> tuple[int, str]:
@@ -210,7 +263,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demo. 0: everything matched and the agent was content; 1: not; 2: wrong usage."""
+    """Run the demo. 0: everything matched and was captured, and the agent was content; 1: not; 2: wrong usage."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["--as-agent"]:
         return agent.main(words[1:])
@@ -222,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
 
     async def run() -> bool:
-        return await play(folder, script=options.script or "demo", say=say)
+        return await play(folder, script=options.script or "demo", say=say, keep=options.keep)
 
     try:
         return 0 if trio.run(run) else 1

@@ -13,7 +13,7 @@ from mitm import open_mitm
 from dbproxy.testing.demo import Started, clean_environment, play
 
 
-def through(**how):
+def through(*, ask=(), **how):
     """A stand-in for the real proxy: the demo's own logic is what is tested here."""
 
     @asynccontextmanager
@@ -26,7 +26,7 @@ def through(**how):
                 "NODE_EXTRA_CA_CERTS": str(certificate),
             }
             environ.pop("NO_PROXY")
-            yield Started((), environ, f"stand-in on {port}")
+            yield Started((), environ, f"stand-in on {port}", ask)
             assert heads
             assert all(b"Proxy-Authorization: Basic " in head for head in heads)
 
@@ -84,6 +84,43 @@ async def test_a_changed_byte_fails_it(tmp_path, direction, old, new, told):
     good, story = await run(tmp_path, "demo", **{direction: lambda data: data.replace(old, new)})
     assert not good
     assert f"DIFFERENT: {told}" in story
+
+
+def saying(exact=10, wrong=0, code=0):
+    """A stand-in for the commands about what was captured."""
+    return (
+        sys.executable,
+        "-c",
+        "import sys\n"
+        "if sys.argv[1] == 'log':\n"
+        f'    print(\'{{"exact": {exact}, "wrong": {wrong}}}\')\n'
+        f"    sys.exit({int(bool(wrong))})\n"
+        f"if {code}: sys.exit('dbproxy: there is no database')\n"
+        "print('conversation 1\\n\\nmain  4 turns')",
+    )
+
+
+async def test_what_was_captured_stands_at_the_end(tmp_path):
+    good, story = await run(tmp_path, "demo", ask=saying())
+    assert good, story
+    assert story.index("every byte identical") < story.index("  conversation 1\n\n  main  4 turns")
+    assert "All 10 of its requests can be rebuilt" in story
+    assert story.endswith("  dbproxy log list\n  dbproxy explain last")
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ({"exact": 9}, "FAILED: 10 requests were sent, and 9 can be rebuilt"),
+        ({"wrong": 1}, "FAILED: 10 requests were sent"),
+        ({"code": 1}, "FAILED: what was captured cannot be shown: dbproxy: there is no database"),
+    ],
+)
+async def test_what_was_not_captured_fails_it(tmp_path, how, told):
+    good, story = await run(tmp_path, "demo", ask=saying(**how))
+    assert not good
+    assert told in story
+    assert "look further" not in story
 
 
 async def test_an_agent_that_cannot_reach_the_proxy_fails_it(tmp_path):

@@ -22,6 +22,17 @@ def test_the_command_succeeds_and_leaves_nothing(tmp_path, monkeypatch):
     assert "every byte identical on both sides" in done.stdout
     assert done.stderr == ""
     assert list(tmp_path.iterdir()) == []
+    captured = done.stdout.partition("Captured on the way")[2]
+    for line in (
+        "agent 1: code-reviewer (custom)  2 turns",
+        "agent 2: code-reviewer (custom)  2 turns",
+        "compaction (auto)",
+        "branch 2: after the compaction",
+        "cost      $0.",
+        "All 10 of its requests can be rebuilt",
+        "dbproxy explain last",
+    ):
+        assert line in captured
 
 
 def test_keep_says_where(tmp_path, monkeypatch):
@@ -31,6 +42,15 @@ def test_keep_says_where(tmp_path, monkeypatch):
     folder = Path(done.stdout.strip().splitlines()[-1].removeprefix("Kept: "))
     assert folder.parent == tmp_path
     assert (folder / "data" / "logs").is_dir()
+    # The commands that it names do work.
+    look = [line.strip() for line in done.stdout.splitlines() if line.startswith("  DBPROXY_DATA_DIR=")]
+    assert len(look) == 2
+    for line in look:
+        found = subprocess.run(
+            line.replace(" dbproxy ", f" {sys.executable} -m dbproxy "), shell=True, capture_output=True, timeout=30
+        )
+        assert found.returncode == 0, found
+        assert b"after-compaction" in found.stdout or b"the first turn after a compaction (auto)" in found.stdout
     report = json.loads((folder / "agent.json").read_text())
     assert report["compactions"] == 1
     assert all(attempt["status"] in (200, 404) for attempt in report["attempts"])
@@ -57,6 +77,8 @@ def test_bad_answers_make_it_exit_1(tmp_path, name):
     # The proxy relayed even these answers faithfully.
     assert "DIFFERENT" not in done.stdout
     assert "identical" in done.stdout
+    # And even these are captured.
+    assert "of its requests can be rebuilt" in done.stdout
 
 
 def test_a_broken_script_is_one_clear_line(tmp_path):
