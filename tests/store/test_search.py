@@ -235,7 +235,8 @@ def test_the_quick_look_never_misses(words: list[str], between: list[str], escap
     """Whatever stands between words, however JSON writes it, also where a block ends between two."""
     text = "".join(word + gap for word, gap in zip(words, between, strict=False))
     blocks = [{"type": "text", "text": part} for part in (text[:cut], text[cut:]) if part]
-    blocks += [{"type": "tool_use", "id": "t", "name": "n", "input": {words[0]: words[1], "more": text}}]
+    if cut == 1:
+        blocks += [{"type": "tool_use", "id": "t", "name": "n", "input": {words[0]: words[1], "more": text}}]
     message = json.dumps({"role": "user", "content": blocks}, ensure_ascii=escaped).encode()
     phrase = understand('"' + " ".join(words[:size]).replace('"', "") + '"')
     if holds(phrase, search_text(message)[1]):
@@ -243,7 +244,9 @@ def test_the_quick_look_never_misses(words: list[str], between: list[str], escap
 
 
 def test_the_quick_look_says_no() -> None:
-    message = json.dumps({"role": "user", "content": "one two three — four\x1b five"}, ensure_ascii=False).encode()
+    text = "one two three — four\x1b five\nsix"
+    message = json.dumps({"role": "user", "content": text}, ensure_ascii=False).encode()
+    assert might_hold(understand('"five six"'), message)
     assert might_hold(understand('"two three"'), message)
     assert might_hold(understand('"four five"'), message)
     assert not might_hold(understand('"one three"'), message)
