@@ -21,6 +21,7 @@ from dbproxy_double_buffer.buffers import Buffer, Buffers, Shelf
 from dbproxy_double_buffer.checkpoints import Base, Checkpoints
 from dbproxy_double_buffer.detect import compact_trigger
 from dbproxy_double_buffer.history import Historian, History
+from dbproxy_double_buffer.log import calibrate
 from dbproxy_double_buffer.phases import Event, Phase
 from dbproxy_double_buffer.prompt import InstructionBook
 from dbproxy_double_buffer.swap import Race, Swap, answer, is_waiting, outcome_ok, prepare, was_taken
@@ -58,6 +59,8 @@ class DoubleBuffer:
         self._shelf: Shelf
         self._records: Any = None
         self._dirty: set[str] = set()
+        self._saving = trio.Lock()
+        self._loaded = trio.Event()
         self._historian = Historian()
         self._reading = trio.Lock()  # the historian's memo is no two threads' at once
         self.book = InstructionBook()
@@ -89,8 +92,11 @@ class DoubleBuffer:
     async def _upkeep(self) -> None:
         """Load what an earlier process kept; from then on save what changed and forget what is idle."""
         ttl = self._number(self._services.settings(None), "conversation_ttl_seconds", 7200)
-        for buffer in await trio.to_thread.run_sync(self._shelf.load, self.clock(), ttl):
-            self.buffers.put(buffer)
+        try:
+            for buffer in await trio.to_thread.run_sync(self._shelf.load, self.clock(), ttl):
+                self.buffers.put(buffer)
+        finally:
+            self._loaded.set()
         while True:
             await trio.sleep(_CHORES_EVERY)
             gone = self.buffers.expire(self.clock(), ttl)
@@ -99,13 +105,19 @@ class DoubleBuffer:
             await self._save()
 
     async def _save(self) -> None:
-        dirty, self._dirty = self._dirty, set()
-        for conversation in dirty:
-            kept = [b.to_json() for b in self.buffers.of(conversation) if b.checkpoints or b.served or b.observed]
-            try:
-                await trio.to_thread.run_sync(self._shelf.save, conversation, kept, self.clock())
-            except OSError as error:
-                self._app.emit("buffer_not_kept", level="warning", conv_id=conversation, reason=str(error))
+        async with self._saving:
+            dirty, self._dirty = self._dirty, set()
+            for conversation in dirty:
+                kept = [b.to_json() for b in self.buffers.of(conversation) if b.checkpoints or b.served or b.observed]
+                try:
+                    await trio.to_thread.run_sync(self._shelf.save, conversation, kept, self.clock())
+                except OSError as error:
+                    self._app.emit("buffer_not_kept", level="warning", conv_id=conversation, reason=str(error))
+
+    def _keep(self, buffer: Buffer) -> None:
+        """Save this buffer soon: what was served or taken must survive the end of this process."""
+        self._dirty.add(buffer.conversation)
+        self.checkpoints.spawn(self._save)
 
     async def _completed(self, buffer: Buffer) -> None:
         self._dirty.add(buffer.conversation)
@@ -172,6 +184,8 @@ class DoubleBuffer:
         trigger = compact_trigger(exchange.request.fields)
         if trigger is not None:
             return True if trigger else None
+        if not self._loaded.is_set():
+            return True
         # A client that does not say: its compact request can only be known by its text, and only matters if there is
         # something to serve.
         session = _session(exchange)
@@ -182,6 +196,8 @@ class DoubleBuffer:
     async def intercept_request(self, exchange: Exchange) -> LocalResponse | None:
         if exchange.body is None or exchange.path != MESSAGES or self._mode(exchange) == "off":
             return None
+        with trio.move_on_after(_LINK_SECONDS):
+            await self._loaded.wait()
         held = self._services.request_body(exchange)
         body = await held.read() if held is not None else None
         history = await self._read(body, exchange) if body is not None else None
@@ -236,6 +252,10 @@ class DoubleBuffer:
         async def served(swap: Swap) -> None:
             await self._give(exchange, buffer, swap, waited=trio.current_time() - began)
 
+        def native() -> None:
+            trigger = history.request.trigger if history.request is not None else ""
+            self._compacted(buffer, trigger, history, exchange)
+
         return Race(
             self._services,
             exchange,
@@ -244,20 +264,18 @@ class DoubleBuffer:
             native_after=self._number(settings, "buffer_native_after_seconds", 30),
             deadline=900.0,
             served=served,
+            native=native,
             model=history.model,
         )
 
     async def _swap(self, exchange: Exchange, buffer: Buffer, history: History) -> Swap | None:
         """What can be served for this request: what was served before for the same one, or a new swap."""
-        settings = self._services.settings(exchange)
-        client = self._client(exchange, history.model, history.max_tokens)
-        newest = buffer.newest
-        if newest is None or newest.model != history.model:
+        if not buffer.checkpoints:
             return None
+        client = self._client(exchange, history.model, history.max_tokens)
         budget = log_budget(self._thresholds(exchange), wall(client, buffer.observed))
-        del settings
         made = await trio.to_thread.run_sync(
-            partial(prepare, buffer, history, client, log_tokens=budget, now=self.clock())
+            partial(prepare, buffer, history, client, log_tokens=budget, now=self.clock(), exchange=exchange.id)
         )
         before = buffer.served
         if made is not None and before is not None and before.chain == history.chain:
@@ -265,12 +283,16 @@ class DoubleBuffer:
         return made
 
     async def _give(self, exchange: Exchange, buffer: Buffer, swap: Swap, *, waited: float) -> None:
+        if swap.served is buffer.served and buffer.phase is Phase.PROVISIONAL:
+            return  # once more for the same client: it is the same swap
         record = {**swap.served.record, "waited_ms": round(waited * 1e3, 1)}
         buffer.served = replace(swap.served, record=record)
         buffer.swaps += 1
         self.swaps += 1
-        if buffer.phase in (Phase.WAL_ACTIVE, Phase.SWAP_READY, Phase.PROVISIONAL):
-            self.buffers.move(buffer, Event.SERVED)
+        self.buffers.halt(buffer)  # a newer checkpoint of the history that ends here
+        if buffer.phase is Phase.IDLE:  # an older checkpoint, of a branch that the client came back to
+            self.buffers.move(buffer, Event.KEPT)
+        self.buffers.move(buffer, Event.SERVED)
         self._app.emit(
             "swap_executed",
             conv_id=buffer.conversation,
@@ -280,7 +302,7 @@ class DoubleBuffer:
             shortened=len(record["shortened"]),
         )
         self._services.note(buffer.conversation, swap={"thread": buffer.thread, **record})
-        self._dirty.add(buffer.conversation)
+        self._keep(buffer)
         line = {"at": self.clock(), "conv_id": buffer.conversation, "thread": buffer.thread, **record}
         await trio.to_thread.run_sync(_append, self._records, json.dumps(line))
 
@@ -325,13 +347,14 @@ class DoubleBuffer:
         buffer = self.buffers.get(link.conversation, link.thread)
         buffer.last_seen = self.clock()
         if link.kind is RequestKind.COMPACTION:
-            if over and buffer.native == exchange.id:
-                buffer.native = ""
             if over and outcome is Outcome.OK and tap.answer.complete:
-                self._compacted(buffer, link, tap)
+                seen = exchange.attributes.get(NAME)
+                self._compacted(buffer, link.compaction, seen if isinstance(seen, History) else None, exchange)
             return
         if link.kind not in _SPEAKS or link.edge is Edge.ASIDE:
             return
+        if not over:
+            self._after_native(buffer, exchange, link)
         model = tap.answer.model or ""
         client = self._client(exchange, model, 0)
         if tap.head.status == 200 and not over:
@@ -341,22 +364,25 @@ class DoubleBuffer:
         tokens = usage.context_tokens if over else usage.prompt_tokens
         if over:
             buffer.measure(tokens, self.clock())
-        await self._consider(buffer, tap, client, tokens)
+        await self._consider(buffer, tap, link, client, tokens)
 
-    async def _consider(self, buffer: Buffer, tap: _Tap, client: Client, tokens: int) -> None:
+    async def _consider(self, buffer: Buffer, tap: _Tap, link: Link, client: Client, tokens: int) -> None:
         exchange = tap.exchange
         buffer.client = client
         where: Wall = wall(client, buffer.observed)
-        newest = buffer.newest
+        if where.never:
+            return
+        await self._place(buffer, tap, link)
+        if buffer.served is not None and exchange.id < buffer.served.exchange:
+            return  # an answer from before the swap
         state = State(
             buffer.phase,
-            newest.tokens if newest else 0,
+            buffer.basis,
             buffer.growth,
             buffer.summary_seconds,
             native=bool(buffer.native),
+            precomputed=buffer.precomputed,
         )
-        if where.never:
-            return
         limits = frozenset(limit.status for limit in tap.limits)
         told = Answer(tokens, limits, exchange.passthrough)
         decision = decide(state, told, where, self._thresholds(exchange))
@@ -374,10 +400,11 @@ class DoubleBuffer:
                 reason=decision.reason,
             )
             return
-        base = await self._base(tap, tokens)
-        if base is None or buffer.running is not None:
-            return
-        if newest is not None and newest.chain == base.chain:
+        before = _stand(buffer)
+        base = await self._base(tap, link, tokens)
+        if base is None or _stand(buffer) != before:
+            return  # the client compacted meanwhile
+        if any(known.chain == base.chain and known.model == base.model for known in buffer.checkpoints):
             return
         refusal = self.checkpoints.allows(base.account, base.model, tokens)
         if refusal:
@@ -387,15 +414,32 @@ class DoubleBuffer:
             buffer, self._services, base, reason=f"{tokens} of {where.tokens} tokens ({where.source})"
         )
 
-    async def _base(self, tap: _Tap, tokens: int) -> Base | None:
+    async def _place(self, buffer: Buffer, tap: _Tap, link: Link) -> None:
+        """After a rewind, a fork or a change of the model: does a checkpoint still fit this history?"""
+        place = link.branch, tap.answer.model or ""
+        if not buffer.checkpoints or place == buffer.place:
+            return
+        body = await tap.held.read() if tap.held is not None else None
+        history = await self._read(body, tap.exchange) if body is not None else None
+        if history is None or history.thread is not None:
+            return
+        fits = buffer.fitting(history.chains, history.model)
+        buffer.place = place
+        buffer.basis = fits[0].tokens if fits is not None else 0
+        if fits is None and buffer.phase in (Phase.WAL_ACTIVE, Phase.SWAP_READY):
+            self.buffers.move(buffer, Event.STALE)
+        elif fits is not None and buffer.phase is Phase.IDLE:
+            self.buffers.move(buffer, Event.KEPT)
+
+    async def _base(self, tap: _Tap, link: Link, tokens: int) -> Base | None:
         """The request of this answer as the base of a checkpoint, None if it cannot be one."""
         exchange = tap.exchange
         body = await tap.held.read() if tap.held is not None else None
         history = await self._read(body, exchange) if body is not None else None
         if body is None or history is None or history.request is not None or not history.spans:
             return None
+        buffer = self.buffers.get(link.conversation, link.thread)
         if history.thread is not None:
-            link = await self._services.link(exchange, _LINK_SECONDS)
             whole = await self._whole_body(exchange, link, history)
             if whole is None:
                 return None
@@ -404,9 +448,9 @@ class DoubleBuffer:
             if history is None:
                 return None
         else:
-            link = exchange.attributes.get("link")  # type: ignore[assignment]
-            if isinstance(link, Link):
-                self.buffers.get(link.conversation, link.thread).full = exchange.id
+            buffer.full = exchange.id
+        buffer.bytes_per_token = calibrate(len(body), tokens)
+        buffer.place = link.branch, tap.answer.model or ""
         fields = exchange.request.fields
         account = _digest(fields.get(b"authorization") or fields.get(b"x-api-key") or b"")
         return Base(
@@ -420,12 +464,11 @@ class DoubleBuffer:
             history.model,
             account,
             parse_version((fields.get(b"user-agent") or b"").decode("latin-1")),
+            tap.answer.model or "",
         )
 
-    async def _whole_body(self, exchange: Exchange, link: Link | None, history: History) -> bytes | None:
+    async def _whole_body(self, exchange: Exchange, link: Link, history: History) -> bytes | None:
         """A full body for a continued thread: that of its newest whole request, with all messages since."""
-        if link is None:
-            return None
         buffer = self.buffers.find(link.conversation, link.thread)
         if buffer is None or not buffer.full:
             return None
@@ -445,25 +488,32 @@ class DoubleBuffer:
     async def _check_swap(self, buffer: Buffer, tap: _Tap, link: Link) -> None:
         """Was what we served taken? The client's next request says so, by its header or by our own words in it."""
         served = buffer.served
-        if served is None:
+        if served is None or tap.exchange.id <= served.exchange:
+            return
+        if buffer.phase is not Phase.PROVISIONAL and link.edge in (Edge.NEXT, Edge.RETRY):
             return
         body = await tap.held.read() if tap.held is not None else None
+        history = await self._read(body, tap.exchange) if body is not None else None
+        if body is None or history is None or buffer.served is not served:
+            return
+        goes_on = served.chain in history.chains or history.thread is not None
+        words = was_taken(served, body)
         said = tap.exchange.request.fields.get(b"x-claude-code-context-compacted") is not None
-        if (body is not None and was_taken(served, body)) or (said and link.kind is RequestKind.AFTER_COMPACTION):
+        if not goes_on and (words or (said and link.kind is RequestKind.AFTER_COMPACTION)):
             self.confirmed += 1
             self._app.emit(
                 "swap_confirmed",
                 conv_id=buffer.conversation,
                 thread=buffer.thread,
                 checkpoint=served.checkpoint,
-                by="words" if body is not None and was_taken(served, body) else "header",
+                by="words" if words else "header",
             )
+            self.buffers.halt(buffer)
             buffer.checkpoints, buffer.served = [], None
-            buffer.tokens = buffer.summary_seconds and 0
-            if buffer.phase in (Phase.PROVISIONAL, Phase.WAL_ACTIVE, Phase.SWAP_READY):
-                self.buffers.move(buffer, Event.CONFIRMED)
-            self._dirty.add(buffer.conversation)
-        elif buffer.phase is Phase.PROVISIONAL and body is not None:
+            buffer.tokens, buffer.basis = 0, 0
+            self.buffers.move(buffer, Event.CONFIRMED)
+            self._keep(buffer)
+        elif buffer.phase is Phase.PROVISIONAL:
             self.rolled_back += 1
             self._app.emit(
                 "swap_rejected",
@@ -471,35 +521,46 @@ class DoubleBuffer:
                 conv_id=buffer.conversation,
                 thread=buffer.thread,
                 checkpoint=served.checkpoint,
-                reason="the client went on without it",
+                reason="the client went on without it" if goes_on else "the client went another way",
             )
             self.buffers.move(buffer, Event.ROLLED_BACK)
+            self._keep(buffer)
 
-    def _compacted(self, buffer: Buffer, link: Link, tap: _Tap) -> None:
+    def _after_native(self, buffer: Buffer, exchange: Exchange, link: Link) -> None:
+        """The client speaks again after the model had made it a summary: has it taken that summary, or put it by?"""
+        if exchange.id <= buffer.native:
+            return
+        buffer.native = ""
+        if link.kind is RequestKind.AFTER_COMPACTION or link.edge is Edge.COMPACTED:
+            buffer.precomputed, buffer.asked = False, False
+        elif buffer.asked:
+            # It goes on with its whole history: that was no compaction at its wall.
+            buffer.asked, buffer.precomputed = False, True
+            buffer.observed = buffer.observed[:-1]
+
+    def _compacted(self, buffer: Buffer, trigger: str, history: History | None, exchange: Exchange) -> None:
         """The client got a summary from the model: learn from it."""
-        history = tap.exchange.attributes.get(NAME)
         self.native += 1
-        if link.compaction in ("auto", "reactive") and buffer.tokens:
-            seen = [*buffer.observed, Observation(buffer.tokens, link.compaction, self.clock())]
-            buffer.observed = seen[-8:]
-        if isinstance(history, History) and history.request is not None and history.request.servable:
-            agent = (tap.exchange.request.fields.get(b"user-agent") or b"").decode("latin-1")
+        if trigger in ("auto", "reactive") and buffer.tokens:
+            seen = [*buffer.observed, Observation(buffer.tokens, trigger, self.clock())]
+            buffer.observed, buffer.asked = seen[-8:], True
+        buffer.native = exchange.id
+        if history is not None and history.request is not None and history.request.servable:
+            agent = (exchange.request.fields.get(b"user-agent") or b"").decode("latin-1")
             self.book.learn(parse_version(agent), history.request.instruction)
         self._app.emit(
             "compaction_observed",
             conv_id=buffer.conversation,
             thread=buffer.thread,
-            trigger=link.compaction,
+            trigger=trigger,
             tokens=buffer.tokens,
-            seconds=round(trio.current_time() - tap.exchange.timings.received, 2),
+            seconds=round(trio.current_time() - exchange.timings.received, 2),
         )
-        if buffer.running is not None:
-            buffer.running.scope.cancel()
-            buffer.running = None
+        self.buffers.halt(buffer)
         if buffer.phase is not Phase.IDLE:
             self.buffers.move(buffer, Event.COMPACTED)
-        buffer.checkpoints, buffer.served = [], None
-        self._dirty.add(buffer.conversation)
+        buffer.checkpoints, buffer.served, buffer.basis = [], None, 0
+        self._keep(buffer)
 
     # ---- settings and facts
 
@@ -592,6 +653,10 @@ class _Tap:
 
 def _session(exchange: Exchange) -> str:
     return (exchange.request.fields.get(b"x-claude-code-session-id") or b"").decode("latin-1")
+
+
+def _stand(buffer: Buffer) -> tuple[object, ...]:
+    return buffer.phase, buffer.running, buffer.served
 
 
 def _why_native(history: History) -> str:

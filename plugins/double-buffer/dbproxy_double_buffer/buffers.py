@@ -52,6 +52,7 @@ class Checkpoint:
     seconds: float
     cache_share: float = 0.0
     cost: int = 0
+    answered: str = ""  # the model that answered the request it stands on, by its own name
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "chain": self.chain.hex()}
@@ -64,7 +65,7 @@ class Checkpoint:
 @dataclass(frozen=True, slots=True)
 class Served:
     """A swap that the client was given. ``chain`` is that of its compact request, ``mark`` bytes of the answer as they
-    would stand in its next request, ``messages`` how many its history had."""
+    would stand in its next request, ``messages`` how many its history had, ``exchange`` the compact request's id."""
 
     checkpoint: str
     chain: bytes
@@ -73,6 +74,7 @@ class Served:
     messages: int
     at: float
     record: dict[str, Any] = field(default_factory=dict)
+    exchange: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "chain": self.chain.hex(), "mark": self.mark.decode("utf-8", "replace")}
@@ -111,8 +113,12 @@ class Buffer:
     last_seen: float = 0.0
     full: str = ""  # the newest exchange that carried its whole history
     native: str = ""  # the exchange in which the model makes the client's summary right now
+    asked: bool = False  # it made one; not yet known whether the client took it
+    precomputed: bool = False  # the client asked for that summary ahead of time and has it still
     running: Running | None = None  # not kept over a restart
-    refused: bool = False  # the credential seen last was refused
+    place: tuple[int, str] = (0, "")  # the branch and the model for which a checkpoint is known to fit
+    basis: int = 0  # the context (tokens) that the fitting checkpoint stands for
+    bytes_per_token: float = 3.5  # as measured at the last checkpoint
     swaps: int = 0
 
     @property
@@ -134,10 +140,12 @@ class Buffer:
             checkpoint.seconds if not self.summary_seconds else 0.5 * (self.summary_seconds + checkpoint.seconds)
         )
 
-    def fitting(self, chains: Sequence[bytes]) -> tuple[Checkpoint, int] | None:
+    def fitting(self, chains: Sequence[bytes], model: str = "") -> tuple[Checkpoint, int] | None:
         """The newest checkpoint whose chain lies among ``chains`` (one for each message), and how many messages it
-        stands for there; None if no checkpoint fits this history."""
+        stands for there; None if no checkpoint (of this model, if one is named) fits this history."""
         for checkpoint in reversed(self.checkpoints):
+            if model and checkpoint.model != model:
+                continue
             for index in range(len(chains) - 1, -1, -1):
                 if chains[index] == checkpoint.chain:
                     return checkpoint, index + 1
@@ -157,6 +165,7 @@ class Buffer:
             "summary_seconds": self.summary_seconds,
             "last_seen": self.last_seen,
             "full": self.full,
+            "bytes_per_token": self.bytes_per_token,
             "swaps": self.swaps,
         }
 
@@ -174,6 +183,7 @@ class Buffer:
             summary_seconds=value["summary_seconds"],
             last_seen=value["last_seen"],
             full=value["full"],
+            bytes_per_token=value["bytes_per_token"],
             swaps=value["swaps"],
         )
 
@@ -226,11 +236,17 @@ class Buffers:
                 self.drop(buffer)
         return sorted(gone)
 
+    def halt(self, buffer: Buffer) -> None:
+        """End what runs for a buffer; nobody wants its summary any more."""
+        running, buffer.running = buffer.running, None
+        if running is not None:
+            running.scope.cancel()
+            running.done.set()
+
     def drop(self, buffer: Buffer) -> None:
         """Forget one buffer."""
         self._buffers.pop((buffer.conversation, buffer.thread), None)
-        if buffer.running is not None:
-            buffer.running.scope.cancel()
+        self.halt(buffer)
         if buffer.phase is not Phase.IDLE:
             self.move(buffer, Event.RESET)
         buffer.checkpoints, buffer.served = [], None

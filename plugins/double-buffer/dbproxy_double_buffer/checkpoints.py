@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 DEADLINE: Final = 600.0
 #: A retry-after is believed up to this (seconds).
 _LONGEST_WAIT: Final = 3600.0
+#: So many refused credentials are remembered.
+_REFUSED: Final = 100
 _UNUSED: Final = Usage()
 
 
@@ -47,6 +49,7 @@ class Base:
     model: str
     account: str
     version: Version
+    answered: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,9 @@ class Try:
     reason: str = ""
     retry_after: float = 0.0
     again: bool = True
+
+
+_UNKNOWN: Final = Try()
 
 
 class Checkpoints:
@@ -84,6 +90,7 @@ class Checkpoints:
         self._completed = completed
         self._deadline = deadline
         self._breakers: dict[tuple[str, str], Breaker] = {}
+        self._refused: dict[str, None] = {}  # digests of credentials that got a 401
         self._nursery: trio.Nursery | None = None
 
     async def run(self) -> None:
@@ -109,6 +116,8 @@ class Checkpoints:
     def allows(self, account: str, model: str, tokens: int) -> str:
         """Why no checkpoint may be made now; "" if one may."""
         now = self._clock()
+        if account in self._refused:
+            return "the credential was refused"
         breaker = self._breakers.get((account, model))
         if breaker is not None and not breaker.allows(now):
             return f"paused after failures ({breaker.reason})"
@@ -129,15 +138,17 @@ class Checkpoints:
 
     async def _guarded(self, buffer: Buffer, running: Running, services: Services, base: Base, reason: str) -> None:
         try:
-            with running.scope, trio.move_on_after(self._deadline):
+            with running.scope, trio.move_on_after(self._deadline) as limit:
                 await self._make(buffer, running, services, base, reason)
+            if limit.cancelled_caught and buffer.running is running:
+                self._fail(base, _UNKNOWN, "not finished in time")
+                self._give_up(buffer, running, base, "not finished in time")
         except Exception as error:  # a fault here ends this checkpoint, and nothing else
-            self._give_up(buffer, running, base, f"{type(error).__name__}")
+            self._fail(base, _UNKNOWN, type(error).__name__)
+            self._give_up(buffer, running, base, type(error).__name__)
         finally:
-            if buffer.running is running:
-                if buffer.phase in (Phase.CHECKPOINTING, Phase.CHECKPOINT_PENDING):
-                    self._give_up(buffer, running, base, "not finished in time")
-                buffer.running = None
+            if buffer.running is running:  # the proxy ends
+                self._give_up(buffer, running, base, "the proxy ends")
             running.done.set()
 
     async def _make(self, buffer: Buffer, running: Running, services: Services, base: Base, reason: str) -> None:
@@ -164,7 +175,9 @@ class Checkpoints:
                 await self._keep(buffer, running, base, tried, self._clock() - began)
                 return
             if tried.status == 401:
-                buffer.refused = True
+                self._refused[base.account] = None
+                if len(self._refused) > _REFUSED:
+                    del self._refused[next(iter(self._refused))]
             following = retry(tried.status, attempt, retry_after=tried.retry_after)
             if tried.message is not None or not tried.again or not following.again:
                 self._fail(base, tried, verdict)
@@ -233,8 +246,10 @@ class Checkpoints:
             seconds=seconds,
             cache_share=round(usage.cache_read / prompt, 4),
             cost=_tokens(usage),
+            answered=base.answered,
         )
         buffer.add(made)
+        buffer.basis = made.tokens
         self.made += 1
         self._breakers.pop((base.account, base.model), None)
         self._emit(

@@ -8,7 +8,7 @@ wait the client hears from us before it would give up.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 #: Seconds between two pings: the client gives up after 180 without a byte (client facts 0.8).
 PING_EVERY: Final = 10.0
 _PING: Final = encode_event(b"ping", b'{"type":"ping"}')
-#: Bytes a token is taken for where nothing was measured.
-_BYTES_PER_TOKEN: Final = 3.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +45,23 @@ class Swap:
 
 
 def prepare(
-    buffer: Buffer, history: History, client: Client, *, log_tokens: int, now: float, transcript: str = ""
+    buffer: Buffer,
+    history: History,
+    client: Client,
+    *,
+    log_tokens: int,
+    now: float,
+    exchange: str = "",
+    transcript: str = "",
 ) -> Swap | None:
     """The swap for this request, None if no checkpoint fits it. Meant for a worker thread."""
-    fits = buffer.fitting(history.chains)
+    fits = buffer.fitting(history.chains, history.model)
     if fits is None:
         return None
     checkpoint, count = fits
-    log = render(history.messages(count), log_tokens, bytes_per_token(buffer), transcript=transcript)
+    log = render(history.messages(count), log_tokens, buffer.bytes_per_token, transcript=transcript, first=count)
     text = swap_text(Summary(checkpoint.analysis, checkpoint.summary), log, client)
-    tokens = int(len(text.encode("utf-8", "replace")) / bytes_per_token(buffer))
+    tokens = int(len(text.encode("utf-8", "replace")) / buffer.bytes_per_token)
     record = {
         "checkpoint": checkpoint.id,
         "checkpoint_exchange": checkpoint.exchange,
@@ -65,18 +70,13 @@ def prepare(
         "log_messages": len(history.spans) - count,
         "log_tokens": log.tokens,
         "kept": len(log.kept),
-        "shortened": [asdict(cut) for cut in log.shortened],
+        "shortened": [cut.to_json() for cut in log.shortened],
         "saved_s": round(checkpoint.seconds, 2),
         "checkpoint_tokens": checkpoint.cost,
         "cache_share": checkpoint.cache_share,
     }
-    served = Served(checkpoint.id, history.chain, mark(text, client), text, len(history.spans), now, record)
+    served = Served(checkpoint.id, history.chain, mark(text, client), text, len(history.spans), now, record, exchange)
     return Swap(served, checkpoint, log, tokens)
-
-
-def bytes_per_token(buffer: Buffer) -> float:
-    """How many bytes a token is in this conversation."""
-    return _BYTES_PER_TOKEN
 
 
 def mark(text: str, client: Client) -> bytes:
@@ -107,7 +107,9 @@ class Race:
     """A compact request whose checkpoint is still on its way, after the head was held for as long as is wise.
 
     ``ready`` waits for the checkpoint and gives the swap, or None if there will be none; after ``native_after`` seconds
-    the client's own request is sent as well, and whichever is good first becomes the answer.
+    the client's own request is sent as well, and whichever is whole first becomes the answer. ``served`` is told before
+    a swap goes out, ``native`` after the model's answer did. If neither comes the stream is broken, as a cut answer of
+    the model would be: the client asks again, and nothing stands in the way of that request.
     """
 
     def __init__(
@@ -120,6 +122,7 @@ class Race:
         native_after: float,
         deadline: float,
         served: Callable[[Swap], Any],
+        native: Callable[[], Any],
         model: str,
     ) -> None:
         self._services = services
@@ -129,8 +132,8 @@ class Race:
         self._native_after = native_after
         self._deadline = deadline
         self._served = served
+        self._native = native
         self._model = model
-        self.native = False  # the client got the model's own answer
 
     def response(self) -> LocalResponse:
         """200, and events as soon as there are any; pings until then."""
@@ -138,34 +141,39 @@ class Race:
 
     async def _stream(self, send: SendBytes) -> None:
         swap: Swap | None = None
+        events: list[bytes] = []  # the model's own answer, once it is whole
+        reason = ""
         decided = trio.Event()
-        failed = trio.Event()  # there will be no swap
-        pieces, into = trio.open_memory_channel[bytes](64)[::-1]
+        none = trio.Event()  # there will be no swap
+        lost = trio.Event()  # nor an answer of the model's
 
         async def checkpoint() -> None:
             nonlocal swap
             found = await self._ready()
-            if found is None:
-                failed.set()
-            elif not decided.is_set():
+            if decided.is_set():
+                return
+            if found is not None:
                 swap = found
-                decided.set()
+            else:
+                none.set()
+                if not lost.is_set():
+                    return
+            decided.set()
 
         async def native() -> None:
+            nonlocal reason
             with trio.move_on_after(self._native_after):
-                await failed.wait()
+                await none.wait()
             try:
-                async with into:
-                    async for piece in self._events():
-                        if swap is not None:
-                            return
-                        self.native = True
-                        decided.set()
-                        await into.send(piece)
+                got = [event async for event in self._events()]
             except (DbproxyError, trio.BrokenResourceError) as error:
-                await failed.wait()
-                if not decided.is_set():
-                    raise NoAnswer(str(error)) from None
+                reason = str(error)
+                lost.set()
+                if not none.is_set():
+                    return
+            else:
+                events.extend(got)
+            decided.set()
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(checkpoint)
@@ -175,19 +183,19 @@ class Race:
                     await decided.wait()
                 if not decided.is_set():
                     await send(_PING)
-            if swap is not None:
-                nursery.cancel_scope.cancel()
-            else:
-                async for piece in pieces:
-                    await send(piece)
-                nursery.cancel_scope.cancel()
+            nursery.cancel_scope.cancel()
         if swap is not None:
-            body = answer(swap, model=self._model, stream=True).body
-            await send(body)
             await self._served(swap)
+            await send(answer(swap, model=self._model, stream=True).body)
+        elif events:
+            for event in events:
+                await send(event)
+            self._native()
+        else:
+            raise NoAnswer(reason)
 
     async def _events(self) -> AsyncIterator[bytes]:
-        """The events of the client's own request, from the first that says that there is an answer."""
+        """The events of the client's own request, to its end."""
         call = self._services.send(
             self._exchange, self._exchange.request, self._body, purpose="native compaction", deadline=self._deadline
         )
@@ -196,9 +204,13 @@ class Race:
                 kind = Accumulator.from_body(await given.body()).error or {}
                 raise NoAnswer(f"status {given.head.status} {kind.get('type', '')}")
             splitter = SseSplitter()
+            whole = False
             async for piece in given:
                 for event in splitter.feed(piece):
+                    whole = whole or event.name == b"message_stop"
                     yield event.raw
+            if not whole:
+                raise NoAnswer("cut off")
 
 
 class NoAnswer(DbproxyError):

@@ -42,6 +42,7 @@ class State:
     growth: float = 0.0
     summary_seconds: float = 0.0
     native: bool = False  # the model is making the client's own summary right now
+    precomputed: bool = False  # the client has one already that it asked for ahead of time
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,8 @@ def decide(state: State, answer: Answer, wall: Wall, thresholds: Thresholds) -> 
     start = tokens >= thresholds.checkpoint * wall.tokens or _soon(state, tokens, wall, thresholds)
     ready = tokens >= thresholds.swap * wall.tokens
     phase = state.phase
+    if phase is Phase.IDLE and state.precomputed:
+        return Decision(act=act, reason=why or "the client has a summary that it asked for ahead of time")
     if phase is Phase.IDLE:
         return Decision(start, False, act, why or ("threshold" if start else "below the threshold"))
     if phase in (Phase.WAL_ACTIVE, Phase.SWAP_READY):

@@ -34,7 +34,7 @@ def test_every_phase_can_be_reached_and_left():
 
 @pytest.mark.parametrize(
     ("phase", "event"),
-    [(Phase.IDLE, Event.SERVED), (Phase.CHECKPOINTING, Event.SERVED), (Phase.IDLE, Event.COMPLETED)],
+    [(Phase.IDLE, Event.SERVED), (Phase.CHECKPOINTING, Event.ROLLED_BACK), (Phase.IDLE, Event.COMPLETED)],
 )
 def test_what_the_table_does_not_hold_raises(phase, event):
     with pytest.raises(IllegalTransition):
