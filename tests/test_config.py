@@ -403,9 +403,9 @@ def test_trust_is_for_one_place(env, project, home):
 
 
 def test_errors_in_a_trusted_file_are_errors(env, project):
-    (project / "dbproxy.toml").write_text("future = 1\n")
+    (project / "dbproxy.toml").write_text("strange = 1\n")
     trust_project(project, env)
-    assert problems({}, env, project) == [f"{project / 'dbproxy.toml'}: unknown setting future"]
+    assert problems({}, env, project) == [f"{project / 'dbproxy.toml'}: unknown setting strange"]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"files": 3}', '{"files": {"x": 1}}'])

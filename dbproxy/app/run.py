@@ -381,7 +381,7 @@ def _note_certificates(paths: Paths, authority: Authority) -> None:
 
 
 async def _warm_up(proxy: Proxy) -> None:
-    """Have the costly TLS context (26 to 32 ms, performance facts 5) before the first request, but not before we accept.
+    """Have the costly TLS context (26 to 32 ms, performance facts 5) before the first request, but after we accept.
 
     A start is not delayed by it, and who asks for something in the first moment gets it built then.
     """

@@ -58,9 +58,6 @@ def _complain(config: Config) -> int:
         for refusal in config.project.refused:
             say(f"{config.project.file}: ignored: {refusal}")
         say(f"if you wrote that file: dbproxy config trust {config.project.file.parent}")
-    for spec in config.table.specs:
-        if spec.dormant and config.origin(spec.name).source != "default":
-            say(f"{spec.key} has no effect in this version")
     return 1 if config.problems else 0
 
 

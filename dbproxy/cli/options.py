@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from dbproxy.config import Spec
 
 
 class UsageError(Exception):
@@ -42,16 +41,12 @@ class CommandLine:
     version: bool = False
 
 
-def _help(spec: Spec) -> str:
-    return f"{spec.help} No effect in this version." if spec.dormant else spec.help
-
-
 def setting_options() -> dict[str, SettingOption]:
     """Every setting that can be given on the command line, by its flag, from the one table of settings."""
     from dbproxy.config import core_table
 
     return {
-        spec.option: SettingOption(spec.name, spec.option, spec.kind.flag, spec.kind.many, _help(spec))
+        spec.option: SettingOption(spec.name, spec.option, spec.kind.flag, spec.kind.many, spec.help)
         for spec in core_table().specs
     }
 

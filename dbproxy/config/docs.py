@@ -43,12 +43,8 @@ def _row(spec: Spec) -> str:
     default = "per-user data folder / `dbproxy`" if spec.name == "data_dir" else _default(spec)
     project = "yes" if spec.project == "allowed" else "if trusted"
     return (
-        f"| {names} | {default} | {spec.scope} | {project} | {_dormant(spec)}{spec.help} Write: {spec.kind.shape}. |\n"
+        f"| {names} | {default} | {spec.scope} | {project} | {spec.help} Write: {spec.kind.shape}. |\n"
     )
-
-
-def _dormant(spec: Spec) -> str:
-    return "*Accepted, but without effect in this version.* " if spec.dormant else ""
 
 
 def _default(spec: Spec) -> str:

@@ -29,8 +29,7 @@ KNOWN_ENVIRONMENT = frozenset({"DBPROXY_ACTIVE", "DBPROXY_URL", "DBPROXY_PROXY_P
 @dataclass(frozen=True, slots=True)
 class Spec:
     """One setting. ``key`` is its dotted TOML name, ``env`` its variables, ``inherits`` variables of other programs
-    that are read only when nothing of ours says anything (in order). ``dormant``: accepted and checked, but without
-    effect in this version; whoever sets it is told."""
+    that are read only when nothing of ours says anything (in order)."""
 
     name: str
     kind: Kind
@@ -42,7 +41,6 @@ class Spec:
     scope: Scope = "process"
     project: ProjectRule = "trusted-only"
     secret: bool = False
-    dormant: bool = False
 
     @property
     def option(self) -> str:
@@ -61,11 +59,10 @@ def setting(
     scope: Scope = "process",
     project: ProjectRule = "trusted-only",
     secret: bool = False,
-    dormant: bool = False,
 ) -> Any:
     """A dataclass field that is a setting; ``env`` names aliases beside ``DBPROXY_<NAME>``."""
     rules = {"kind": kind, "help": help, "key": key, "env": env, "inherits": inherits}
-    rules |= {"scope": scope, "project": project, "secret": secret, "dormant": dormant}
+    rules |= {"scope": scope, "project": project, "secret": secret}
     return field(default=default, metadata=rules, repr=not secret)
 
 
@@ -163,7 +160,6 @@ class Settings:
         50_000,
         help="How many tokens of turns behind a checkpoint are kept whole; never more than a quarter of the window.",
         scope="launch",
-        project="allowed",
     )
     buffer_hold_seconds: float = setting(
         values.seconds(0, 120),
@@ -182,7 +178,6 @@ class Settings:
         False,
         help="Make the checkpoint earlier where the wall comes near faster than a summary is made.",
         scope="launch",
-        project="allowed",
     )
     buffer_daily_tokens: int = setting(
         values.integer(0, 1 << 40, "tokens"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import stat
+from dataclasses import asdict
 
 import pytest
 import trio
@@ -16,6 +17,7 @@ from rig import HOST, open_rig, read_head
 
 from dbproxy.api import hookimpl
 from dbproxy.scope import Scope, new_id
+from dbproxy.store.reader import Reader
 from dbproxy.testing.origin import fail, say
 
 KEY = "-".join(["sk", "ant", "api03", "MARKkey0123456789abcdef"])  # in parts: searches for real keys find none here
@@ -35,6 +37,21 @@ def assert_clean(data, where):
     assert at < 0, f"{where}: ...{data[max(0, at - 60) : at + 60]!r}"
     for secret in (SCOPE_SECRET, PARENT):
         assert base64.b64encode(secret.encode())[3:-4] not in data, where
+
+
+def assert_headers_clean(database):
+    """No credential in the facts about exchanges, nor anywhere else in plain sight."""
+    secrets = (KEY, OAUTH, SCOPE_SECRET, TOKEN, PARENT, COOKIE, "MARKquery")
+    data = database.read_bytes()
+    assert [secret for secret in secrets if secret.encode() in data] == []
+    with Reader.open(database) as reader:
+        rows = reader.exchanges(limit=100)
+        assert rows
+        for row in rows:
+            detail = asdict(reader.exchange(row.id))
+            assert detail["request_headers"], row.id
+            assert dict(detail["request_headers"]).get("x-custom-auth", "hmac:").startswith("hmac:")
+            assert [secret for secret in secrets if secret in repr(detail)] == []
 
 
 def body(**more):
@@ -209,7 +226,9 @@ async def test_marked_secrets_are_found_nowhere(tmp_path, capfd, script, plugin)
         if file.is_file():
             seen += 1
             assert stat.S_IMODE(file.stat().st_mode) & 0o077 == 0, file
-            if file not in allowed:
+            if file.name == "dbproxy.sqlite":
+                assert_headers_clean(file)  # what was said is what it keeps; whose key it was said with is not
+            elif file not in allowed and not file.name.startswith("dbproxy.sqlite-"):
                 assert_clean(file.read_bytes(), file)
     assert seen >= 5
     shown = capfd.readouterr()

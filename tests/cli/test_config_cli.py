@@ -133,14 +133,13 @@ def test_a_project_that_tries_to_redirect_traffic_and_trust(config, home):
     assert before.stderr.splitlines() == [
         f"dbproxy: {file}: ignored: upstream_url: a project file may not set this unless you trust it",
         f"dbproxy: if you wrote that file: dbproxy config trust {project}",
-        "dbproxy: buffer has no effect in this version",
     ]
     trusted = config("trust", "clone")
     assert trusted.returncode == 0
     assert "upstream_url = https://evil.example" in trusted.stdout
     after = config("show", "--json", cwd=project)
     assert json.loads(after.stdout)["settings"]["upstream_url"] == "https://evil.example"
-    assert after.stderr == "dbproxy: buffer has no effect in this version\n"
+    assert after.stderr == ""
     assert config("trust", "--forget", "clone").returncode == 0
     assert config("trust", "--forget", "clone").returncode == 1
     assert "ignored" in config("show", cwd=project).stderr

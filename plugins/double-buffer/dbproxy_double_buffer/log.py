@@ -35,7 +35,7 @@ class Kind(StrEnum):
     CALL = "tool call"
     USER = "user words"
     ERROR = "error"
-    TODO = "to-do list"
+    PLAN = "to-do list"
     EDIT = "edit"
     REPORT = "subagent report"
     MEDIA = "image or document"
@@ -55,7 +55,7 @@ _NESTING: Final = 12
 _EDITS: Final = frozenset(
     {"Edit", "MultiEdit", "NotebookEdit", "Write", "apply_patch", "str_replace_based_edit_tool", "str_replace_editor"}
 )
-_TODOS: Final = frozenset({"ExitPlanMode", "TaskCreate", "TaskUpdate", "TodoWrite", "update_plan"})
+_PLANS: Final = frozenset({"ExitPlanMode", "TaskCreate", "TaskUpdate", "TodoWrite", "update_plan"})
 _AGENTS: Final = frozenset({"Agent", "AgentOutputTool", "Task", "TaskOutput"})
 _QUESTIONS: Final = frozenset({"AskUserQuestion"})
 #: What means nothing to a reader, in blocks of the API's own.
@@ -224,7 +224,7 @@ def _entries_of(
     elif kind in ("tool_use", "server_tool_use", "mcp_tool_use"):
         name = _line(block.get("name"))
         calls[str(block.get("id"))] = (name, number)
-        what = Kind.EDIT if name in _EDITS else Kind.TODO if name in _TODOS else Kind.CALL
+        what = Kind.EDIT if name in _EDITS else Kind.PLAN if name in _PLANS else Kind.CALL
         yield what, f"call of tool {name}", "\n".join(_fields(block.get("input"), "", 0))
     elif isinstance(kind, str) and kind.endswith("tool_result"):
         name, caller = calls.get(str(block.get("tool_use_id")), ("", 0))
