@@ -37,6 +37,8 @@ NAME: Final = "double-buffer"
 MESSAGES: Final = "/v1/messages"
 #: Seconds to wait for the place of a compact request in its conversation.
 _LINK_SECONDS: Final = 2.0
+#: The hook that holds a compact request has 30 seconds.
+_LONGEST_HOLD: Final = 25.0
 #: An interactive conversation is asked about again after this (seconds).
 _CHORES_EVERY: Final = 30.0
 _TELLING: Final = frozenset({b"message_start", b"message_delta", b"message_stop", b"error"})
@@ -120,6 +122,8 @@ class DoubleBuffer:
         self.checkpoints.spawn(self._save)
 
     async def _completed(self, buffer: Buffer) -> None:
+        if buffer.near and buffer.phase is Phase.WAL_ACTIVE:
+            self.buffers.move(buffer, Event.NEAR_WALL)
         self._dirty.add(buffer.conversation)
         await self._save()
 
@@ -226,7 +230,7 @@ class DoubleBuffer:
         if swap is None and is_waiting(buffer):
             running = buffer.running
             if running is not None and running.chain in history.chains:
-                with trio.move_on_after(self._number(settings, "buffer_hold_seconds", 20)):
+                with trio.move_on_after(min(self._number(settings, "buffer_hold_seconds", 20), _LONGEST_HOLD)):
                     await running.done.wait()
                 swap = await self._swap(exchange, buffer, history)
                 if swap is None and not running.done.is_set() and history.stream:
@@ -385,7 +389,9 @@ class DoubleBuffer:
         )
         limits = frozenset(limit.status for limit in tap.limits)
         told = Answer(tokens, limits, exchange.passthrough)
-        decision = decide(state, told, where, self._thresholds(exchange))
+        thresholds = self._thresholds(exchange)
+        buffer.near = tokens >= thresholds.swap * where.tokens
+        decision = decide(state, told, where, thresholds)
         if decision.ready and buffer.phase is Phase.WAL_ACTIVE:
             self.buffers.move(buffer, Event.NEAR_WALL)
         if not decision.start or buffer.running is not None:

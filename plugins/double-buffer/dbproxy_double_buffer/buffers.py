@@ -107,6 +107,7 @@ class Buffer:
     observed: list[Observation] = field(default_factory=list)
     client: Client | None = None
     tokens: int = 0  # context of the last answer
+    near: bool = False  # that is past the swap threshold
     measured: float = 0.0
     growth: float = 0.0  # tokens a second, smoothed
     summary_seconds: float = 0.0
