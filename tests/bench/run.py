@@ -22,13 +22,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import capture
 import program
 import scenarios
 import tools
 from contestants import Field, cpus
 from scenarios import Bench, Figure, Invalid
 
-ALL = program.ALL | scenarios.ALL
+ALL = program.ALL | scenarios.ALL | capture.ALL
 
 
 def machine() -> dict[str, Any]:
