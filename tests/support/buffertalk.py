@@ -40,6 +40,7 @@ class Model:
         self.options: dict[str, Any] = {}
         self.number = 0
         self.counts = True  # False leaves them to the prompt cache
+        self.ordinary = ""  # a request that ends so is no request for a summary, whatever it looks like
 
     def usage(self) -> dict[str, int]:
         if not self.counts:
@@ -49,7 +50,7 @@ class Model:
     def __call__(self, request: Received) -> Answer | None:
         if not request.is_messages:
             return None
-        if request.role == "compaction":
+        if request.role == "compaction" and not (self.ordinary and request.last_text.endswith(self.ordinary)):
             self.number += 1
             kind = self.summaries.pop(0) if len(self.summaries) > 1 else self.summaries[0]
             made = kind if isinstance(kind, Answer) else summary_answer(kind, self.number, self.options)
@@ -95,7 +96,8 @@ class World:
         return self.plugin.buffers.get(talk.session, thread)
 
     def phase(self, talk: Conversation, thread: str = "main") -> str:
-        return str(self.buffer(talk, thread).phase)
+        found = self.plugin.buffers.find(talk.session, thread)
+        return str(found.phase) if found is not None else "IDLE"
 
     async def reach(self, talk: Conversation, phase: str, thread: str = "main") -> None:
         """Wait until a buffer is in a phase."""

@@ -217,7 +217,10 @@ class Received:
         named = self.header("x-claude-code-request-class")
         if named in ("main", "subagent", "compaction", "auxiliary"):
             return named
-        if is_compaction_text(self.last_text):
+        last = (self.json.get("messages") or [{}])[-1]
+        ending = blocks_of(last)[-1:] if isinstance(last, dict) else []
+        # The instruction stands behind a trailing system message as another one (anthropic-api 2.7).
+        if is_compaction_text(self.last_text) or any(is_compaction_text(str(b.get("text", ""))) for b in ending):
             return "compaction"
         if self.header("x-claude-code-agent-id") or "cc_is_subagent=true" in self.system_text:
             return "subagent"

@@ -243,7 +243,7 @@ class DoubleBuffer:
 
     def _leave(self, exchange: Exchange, buffer: Buffer, reason: str) -> None:
         """Let the model answer this compact request."""
-        buffer.native = exchange.id
+        buffer.native, buffer.at_wall = exchange.id, buffer.tokens
         self._app.emit("compact_native", conv_id=buffer.conversation, thread=buffer.thread, reason=reason)
 
     def _race(self, exchange: Exchange, body: bytes, buffer: Buffer, history: History, done: trio.Event) -> Race:
@@ -348,12 +348,16 @@ class DoubleBuffer:
         link = await self._services.link(exchange, _LINK_SECONDS)
         if link is None or not link.thread:
             return
+        await self._loaded.wait()
         buffer = self.buffers.get(link.conversation, link.thread)
         buffer.last_seen = self.clock()
         if link.kind is RequestKind.COMPACTION:
             if over and outcome is Outcome.OK and tap.answer.complete:
                 seen = exchange.attributes.get(NAME)
-                self._compacted(buffer, link.compaction, seen if isinstance(seen, History) else None, exchange)
+                body = await tap.held.read() if tap.held is not None and not isinstance(seen, History) else None
+                history = seen if isinstance(seen, History) else await self._read(body, exchange) if body else None
+                if history is not None and history.request is not None:  # not merely a text that looks like one
+                    self._compacted(buffer, link.compaction, history, exchange)
             return
         if link.kind not in _SPEAKS or link.edge is Edge.ASIDE:
             return
@@ -534,21 +538,31 @@ class DoubleBuffer:
 
     def _after_native(self, buffer: Buffer, exchange: Exchange, link: Link) -> None:
         """The client speaks again after the model had made it a summary: has it taken that summary, or put it by?"""
-        if exchange.id <= buffer.native:
+        took = link.kind is RequestKind.AFTER_COMPACTION or link.edge is Edge.COMPACTED
+        buffer.spoke = max(buffer.spoke, exchange.id)
+        buffer.took = max(buffer.took, exchange.id) if took else buffer.took
+        if exchange.id > buffer.native:
+            self._judge_native(buffer)
+
+    @staticmethod
+    def _judge_native(buffer: Buffer) -> None:
+        """What the client said since the model's summary shows whether that was a compaction at its wall."""
+        if buffer.spoke <= buffer.native:
             return
-        buffer.native = ""
-        if link.kind is RequestKind.AFTER_COMPACTION or link.edge is Edge.COMPACTED:
-            buffer.precomputed, buffer.asked = False, False
+        took, buffer.native = buffer.took > buffer.native, ""
+        if took:
+            buffer.precomputed = False
         elif buffer.asked:
-            # It goes on with its whole history: that was no compaction at its wall.
-            buffer.asked, buffer.precomputed = False, True
-            buffer.observed = buffer.observed[:-1]
+            buffer.precomputed, buffer.observed = True, buffer.observed[:-1]
+        buffer.asked = False
 
     def _compacted(self, buffer: Buffer, trigger: str, history: History | None, exchange: Exchange) -> None:
         """The client got a summary from the model: learn from it."""
         self.native += 1
-        if trigger in ("auto", "reactive") and buffer.tokens:
-            seen = [*buffer.observed, Observation(buffer.tokens, trigger, self.clock())]
+        # Answers are looked at some time after they came: the client may have gone on already.
+        tokens = buffer.at_wall if buffer.native == exchange.id or buffer.spoke > exchange.id else buffer.tokens
+        if trigger in ("auto", "reactive") and tokens:
+            seen = [*buffer.observed, Observation(tokens, trigger, self.clock())]
             buffer.observed, buffer.asked = seen[-8:], True
         buffer.native = exchange.id
         if history is not None and history.request is not None and history.request.servable:
@@ -559,13 +573,14 @@ class DoubleBuffer:
             conv_id=buffer.conversation,
             thread=buffer.thread,
             trigger=trigger,
-            tokens=buffer.tokens,
+            tokens=tokens,
             seconds=round(trio.current_time() - exchange.timings.received, 2),
         )
         self.buffers.halt(buffer)
         if buffer.phase is not Phase.IDLE:
             self.buffers.move(buffer, Event.COMPACTED)
         buffer.checkpoints, buffer.served, buffer.basis = [], None, 0
+        self._judge_native(buffer)
         self._keep(buffer)
 
     # ---- settings and facts

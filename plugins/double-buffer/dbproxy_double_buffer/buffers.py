@@ -114,7 +114,10 @@ class Buffer:
     last_seen: float = 0.0
     full: str = ""  # the newest exchange that carried its whole history
     native: str = ""  # the exchange in which the model makes the client's summary right now
+    at_wall: int = 0  # the context (tokens) when it was asked for
     asked: bool = False  # it made one; not yet known whether the client took it
+    spoke: str = ""  # the newest exchange in which the client spoke
+    took: str = ""  # the newest of those that began from a summary
     precomputed: bool = False  # the client asked for that summary ahead of time and has it still
     running: Running | None = None  # not kept over a restart
     place: tuple[int, str] = (0, "")  # the branch and the model for which a checkpoint is known to fit
