@@ -22,6 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import buffering
 import capture
 import program
 import scenarios
@@ -29,7 +30,7 @@ import tools
 from contestants import Field, cpus
 from scenarios import Bench, Figure, Invalid
 
-ALL = program.ALL | scenarios.ALL | capture.ALL
+ALL = program.ALL | scenarios.ALL | capture.ALL | buffering.ALL
 
 
 def machine() -> dict[str, Any]:
