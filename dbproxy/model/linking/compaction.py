@@ -51,7 +51,8 @@ def summary_words(message: object) -> str:
 
 
 def _even(text: str) -> str:
-    return " ".join(text[: 8 * _KEPT].split())
+    """Blanks made even, and ``$$`` as ``$``: up to 2.1.267 the client puts a summary in with a function that does so."""
+    return " ".join(text[: 8 * _KEPT].split()).replace("$$", "$")
 
 
 def without_instruction(view: MessagesRequest) -> tuple[int, bytes]:

@@ -219,6 +219,18 @@ def test_both_continuation_wordings_link() -> None:
         assert (after.edge, after.parent, after.branch) == (Edge.COMPACTED, aside.exchange, 2)
 
 
+def test_a_summary_whose_dollars_the_client_put_in_as_patterns_is_found() -> None:
+    """Up to 2.1.267 ``$$`` in a summary comes out as ``$`` (client facts 4.3)."""
+    talk = Talk()
+    first = talk.ask([user("go")])
+    aside = talk.ask([user("go"), talk.reply(first, "yes"), user(INSTRUCTION)])
+    talk.reply(aside, "<summary>It costs $$5 or $$' altogether.</summary>")
+    other = talk.ask([user("go"), said("yes"), user("x"), said("y"), user(INSTRUCTION)])
+    talk.reply(other, "<summary>About something else.</summary>")
+    after = talk.ask([user(old_continuation("-", "It costs $5 or $' altogether."))])
+    assert (after.edge, after.parent) == (Edge.COMPACTED, aside.exchange)
+
+
 def test_a_failed_compaction_is_nothing_to_go_on_from() -> None:
     talk = Talk()
     first = talk.ask([user("go")])
