@@ -24,7 +24,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 import longtalk  # noqa: E402
 
 from dbproxy.app.analyst import Analyst, Tools  # noqa: E402
-from dbproxy.app.capture import Capture, Recording  # noqa: E402
+from dbproxy.app.capture import Capture  # noqa: E402
+from dbproxy.config import load  # noqa: E402
 from dbproxy.exchange import Exchange, Fields, Outcome, RequestHead, ResponseHead, Timings, Via  # noqa: E402
 from dbproxy.model.link import Edge, Link, RequestKind  # noqa: E402
 from dbproxy.model.linking.linker import Linker  # noqa: E402
@@ -84,6 +85,7 @@ class Line:
         self.store = store
         self.history = StoreHistory(path)
         self.failed: list[str] = []
+        self.settings = load({}, {"HOME": str(path.parent)}, None).settings
         self.analyst = Analyst(
             lambda: Tools(store, Linker(self.history), Prices.load(None)),
             key=b"k" * 32,
@@ -106,7 +108,10 @@ class Line:
         kind = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"request-id", b"req_" + turn.id.encode())]
         exchange.response = ResponseHead(200, b"OK", b"HTTP/1.1", Fields.of(kind))
         exchange.outcome = Outcome.OK
-        recording = Recording(self.capture, exchange, None, True, "on", False, False, turn.started)
+        recording = self.capture.begin(exchange, None, self.settings)
+        if recording is None:
+            raise SystemExit("capture is off")
+        recording.started = turn.started
         for start in range(0, len(turn.body), 65536):
             recording.uploaded(turn.body[start : start + 65536])
         recording.request_read()
