@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import trio
+import trio.testing
 from dbproxy_double_buffer import DoubleBuffer
 from rig import Rig, open_rig
 
@@ -103,9 +104,19 @@ class World:
         """Wait until a buffer is in a phase."""
         await until(lambda: self.phase(talk, thread) == phase, lambda: f"{self.phase(talk, thread)}, not {phase}")
 
+    async def prepared(self, talk: Conversation) -> None:
+        """Wait until there is something to serve, near the wall or not."""
+        await until(lambda: self.phase(talk) in ("WAL_ACTIVE", "SWAP_READY"), lambda: self.phase(talk))
+
     async def quiet(self) -> None:
-        """Wait until everything that follows an answer was done: taps lag some 20 ms."""
-        await trio.sleep(0.12)
+        """Wait until everything that follows an answer was done: taps lag some 20 ms, and checkpoints go on."""
+        checkpoints = getattr(self.plugin, "checkpoints", None)
+        while True:
+            await trio.testing.wait_all_tasks_blocked(0.03)
+            running = [buffer for buffer in getattr(self.plugin, "buffers", ()) if buffer.running is not None]
+            if checkpoints is None or len(checkpoints._nursery.child_tasks) <= len(running):
+                return
+            await trio.sleep(0.01)
 
     async def turn(self, talk: Conversation, tokens: int, text: str = "go on", *answers: Answer) -> str:
         """One prompt whose answer reports so many tokens; waits for what follows."""
@@ -138,8 +149,8 @@ class World:
 
     def native(self) -> list[Received]:
         """Compaction requests of the client that reached the API."""
-        mine = self.own()
-        return [r for r in self.origin.requests if r.role == "compaction" and r not in mine]
+        keys = {a.key for talk in self.talks for a in talk.client.attempts if a.kind == "compaction"}
+        return [r for r in self.origin.requests if r.header("x-client-request-id") in keys]
 
 
 def opening(talk: Conversation) -> str:

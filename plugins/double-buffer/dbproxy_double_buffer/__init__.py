@@ -24,6 +24,7 @@ from dbproxy_double_buffer.history import Historian, History
 from dbproxy_double_buffer.log import calibrate
 from dbproxy_double_buffer.phases import Event, Phase
 from dbproxy_double_buffer.prompt import InstructionBook
+from dbproxy_double_buffer.summary import judge
 from dbproxy_double_buffer.swap import Race, Swap, answer, is_waiting, outcome_ok, prepare, was_taken
 from dbproxy_double_buffer.trigger import Answer, State, Thresholds, decide, log_budget
 from dbproxy_double_buffer.wall import Client, Observation, Wall, parse_version, wall
@@ -308,7 +309,10 @@ class DoubleBuffer:
         self._services.note(buffer.conversation, swap={"thread": buffer.thread, **record})
         self._keep(buffer)
         line = {"at": self.clock(), "conv_id": buffer.conversation, "thread": buffer.thread, **record}
-        await trio.to_thread.run_sync(_append, self._records, json.dumps(line))
+        try:
+            await trio.to_thread.run_sync(_append, self._records, json.dumps(line))
+        except OSError as error:
+            self._app.emit("buffer_not_kept", level="warning", conv_id=buffer.conversation, reason=str(error))
 
     async def _read(self, body: bytes, exchange: Exchange, earlier: tuple[bytes, ...] = ()) -> History | None:
         async with self._reading:
@@ -352,7 +356,7 @@ class DoubleBuffer:
         buffer = self.buffers.get(link.conversation, link.thread)
         buffer.last_seen = self.clock()
         if link.kind is RequestKind.COMPACTION:
-            if over and outcome is Outcome.OK and tap.answer.complete:
+            if over and outcome is Outcome.OK and judge(tap.answer.message, complete=tap.answer.complete).taken:
                 seen = exchange.attributes.get(NAME)
                 body = await tap.held.read() if tap.held is not None and not isinstance(seen, History) else None
                 history = seen if isinstance(seen, History) else await self._read(body, exchange) if body else None
@@ -414,12 +418,14 @@ class DoubleBuffer:
         base = await self._base(tap, link, tokens)
         if base is None or _stand(buffer) != before:
             return  # the client compacted meanwhile
-        if any(known.chain == base.chain and known.model == base.model for known in buffer.checkpoints):
-            return
+        known = any(item.chain == base.chain and item.model == base.model for item in buffer.checkpoints)
+        if known or buffer.tried == (base.chain, base.account):
+            return  # one try for each history: its answer is looked at twice
         refusal = self.checkpoints.allows(base.account, base.model, tokens)
         if refusal:
             self._app.emit("checkpoint_postponed", conv_id=buffer.conversation, thread=buffer.thread, reason=refusal)
             return
+        buffer.tried = base.chain, base.account
         self.checkpoints.start(
             buffer, self._services, base, reason=f"{tokens} of {where.tokens} tokens ({where.source})"
         )
@@ -645,6 +651,7 @@ class _Tap:
         self.answer = Accumulator()
         self._plugin = plugin
         self._body = bytearray()
+        self._all = NAME in exchange.attributes or bool(compact_trigger(exchange.request.fields))
 
     @property
     def limits(self) -> Iterable[RateLimit]:
@@ -655,7 +662,7 @@ class _Tap:
     # Plain functions: thousands of events pass here, and few of them say something.
 
     def event(self, event: SseEvent) -> None:
-        if event.name in _TELLING:
+        if self._all or event.name in _TELLING:
             self.answer.feed(event.name, event.data)
             if event.name == b"message_start":
                 self._plugin.look(self, over=False)

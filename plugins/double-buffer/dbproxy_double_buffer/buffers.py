@@ -120,6 +120,7 @@ class Buffer:
     took: str = ""  # the newest of those that began from a summary
     precomputed: bool = False  # the client asked for that summary ahead of time and has it still
     running: Running | None = None  # not kept over a restart
+    tried: tuple[bytes, str] = (b"", "")  # the history and account of the last checkpoint that was begun
     place: tuple[int, str] = (0, "")  # the branch and the model for which a checkpoint is known to fit
     basis: int = 0  # the context (tokens) that the fitting checkpoint stands for
     bytes_per_token: float = 3.5  # as measured at the last checkpoint
@@ -253,7 +254,7 @@ class Buffers:
         self.halt(buffer)
         if buffer.phase is not Phase.IDLE:
             self.move(buffer, Event.RESET)
-        buffer.checkpoints, buffer.served = [], None
+        buffer.checkpoints, buffer.served, buffer.tried = [], None, (b"", "")
 
     def expire(self, now: float, ttl: float) -> list[str]:
         """Forget what was silent for longer than ``ttl`` seconds; the ids of conversations of which nothing is left."""

@@ -19,6 +19,7 @@ _SUMMARY: Final = re.compile(r"<summary>(.*)</summary>", re.DOTALL)
 _TAG: Final = re.compile(r"<(?=/?(?:analysis|summary)\b)", re.IGNORECASE)
 #: A summary shorter than this is no summary of a context worth compacting (characters).
 SHORTEST: Final = 200
+_SHORT: Final = "too short"
 #: From this version on the client puts a summary in without expanding ``$`` sequences: measured, 2.1.267 expands them.
 PLAIN_DOLLARS_SINCE: Final = (2, 1, 268)
 #: Looks like "<" and is no tag to anybody.
@@ -42,6 +43,11 @@ class Verdict:
     @property
     def ok(self) -> bool:
         return not self.reason
+
+    @property
+    def taken(self) -> bool:
+        """Would the client take it as the answer to its own request? It asks for no length (client facts 4.4)."""
+        return self.reason in ("", _SHORT)
 
 
 def text_of(message: Mapping[str, Any]) -> str:
@@ -82,8 +88,11 @@ def judge(message: Mapping[str, Any], *, complete: bool) -> Verdict:
         return Verdict("empty")
     if "<summary>" in text and "</summary>" not in text:
         return Verdict("cut off")
-    if len(extract(text).summary) < SHORTEST:
-        return Verdict("too short")
+    found = extract(text).summary
+    if not found:
+        return Verdict("empty")
+    if len(found) < SHORTEST:
+        return Verdict(_SHORT)
     return Verdict()
 
 

@@ -453,7 +453,7 @@ async def test_n22_a_checkpoint_that_never_ends_is_given_up_at_its_deadline(worl
 async def test_n23_concurrent_compact_requests_all_get_the_answer_and_one_checkpoint_is_used(world):
     async with world() as w:
         talk = w.talk()
-        w.model.options = {"seconds": 0.3}
+        w.model.options = {"seconds": 1.0}
         await w.turn(talk, OVER)
         got = []
 
@@ -671,4 +671,4 @@ async def test_a_failed_compaction_of_the_clients_own_holds_no_checkpoint_back(w
         with pytest.raises(Failure):
             await talk.compact("auto")
         await w.turn(talk, OVER, "on")
-        await w.reach(talk, "WAL_ACTIVE")
+        await w.prepared(talk)

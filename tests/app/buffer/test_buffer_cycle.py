@@ -28,10 +28,10 @@ async def test_c1_below_the_threshold_nothing_happens(world):
 async def test_c2_the_answer_that_crosses_the_threshold_makes_one_checkpoint(world):
     async with world() as w:
         talk = w.talk()
-        w.model.options = {"seconds": 0.5}
+        w.model.options = {"seconds": 1.0}
         began = trio.current_time()
         await w.turn(talk, 677_000)  # 70.01%
-        assert trio.current_time() - began < 0.5  # the client's answer did not wait for the summary
+        assert trio.current_time() - began < 1.0  # the client's answer did not wait for the summary
         await w.reach(talk, "WAL_ACTIVE")
         await w.turn(talk, 678_000)
         (made,) = w.own()
@@ -57,7 +57,7 @@ async def test_c2_the_answer_that_crosses_the_threshold_makes_one_checkpoint(wor
 async def test_c3_a_finished_checkpoint_starts_the_log_without_another_request(world):
     async with world() as w:
         talk = w.talk()
-        w.model.options = {"seconds": 0.15}
+        w.model.options = {"seconds": 0.8}
         await w.turn(talk, OVER)
         assert w.phase(talk) == "CHECKPOINTING"
         asked = len(talk.client.attempts)
@@ -157,12 +157,12 @@ async def test_c8_below_the_swap_threshold_a_compact_request_swaps_early(world):
 async def test_c9_while_the_checkpoint_runs_the_answer_waits_and_is_a_swap(world):
     async with world() as w:
         talk = w.talk()
-        w.model.options = {"seconds": 0.4}
+        w.model.options = {"seconds": 1.0}
         await w.turn(talk, OVER)
         assert w.phase(talk) == "CHECKPOINTING"
         began = trio.current_time()
         await talk.compact("auto")
-        assert 0.1 < trio.current_time() - began < 2.0
+        assert 0.1 < trio.current_time() - began < 5.0
         assert "ORIGIN-SUMMARY 1" in opening(talk)
         assert not w.native()
 
@@ -184,7 +184,7 @@ async def test_c9_the_wait_is_bounded_then_the_head_comes_and_the_model_is_asked
 async def test_c9_after_the_bound_the_checkpoint_may_still_win(world):
     async with world(buffer_hold_seconds="0.05", buffer_native_after_seconds="30") as w:
         talk = w.talk()
-        w.model.options = {"seconds": 0.5}
+        w.model.options = {"seconds": 1.0}
         await w.turn(talk, OVER)
         await talk.compact("auto")
         assert "ORIGIN-SUMMARY 1" in opening(talk)
