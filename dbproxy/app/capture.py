@@ -55,6 +55,7 @@ class Recording:
     times: list[float] = field(default_factory=list)
     held: int = 0
     shed: bool = False  # more than could be held: the transcript is lost
+    complete: bool = False  # the whole body was there before the policies were asked
     opened: bool = False
     purpose: str = ""  # of a call that a plugin made: it is no turn of a conversation
     on_behalf: Exchange | None = None  # the exchange for whose sake it was made
@@ -134,11 +135,14 @@ class Recording:
         self._linked.set()
 
     async def linked(self, seconds: float) -> Link | None:
-        """The link, as soon as it is known; None if it is not within ``seconds``. Only for requests that a policy
-        holds back; every other one goes on without it."""
+        """The link, as soon as it is known; None if it is not within ``seconds``, and at once while the body is still
+        on its way. Only for requests that a policy holds back; every other one goes on without it."""
+        if not self.opened:
+            if self.whole and not self.complete:
+                return None  # what came so far would be linked and stored as if it were all
+            self.request_read()
         if self._linked is None:
             self._linked = trio.Event()
-        self.request_read()
         with trio.move_on_after(seconds):
             await self._linked.wait()
         return self.link

@@ -204,6 +204,8 @@ class _Run:
                 raw = await self._read_whole(body)
             else:
                 raw = self._take_buffered(body)
+            if self.recording is not None:
+                self.recording.complete = body.done
             response = await self._intercepted()
             if response is not None:
                 return await self._answer(response, body_done=body.done)

@@ -42,7 +42,8 @@ class Services(Protocol):
     """What a plugin may ask of the running proxy. Only on the event loop."""
 
     async def link(self, exchange: Exchange, seconds: float, /) -> Link | None:
-        """The exchange's place in its conversation, waiting at most so long; None if it is not known by then."""
+        """The exchange's place in its conversation, waiting at most so long; None if it is not known by then, and at
+        once while the body is still being streamed (`wants_body` has it whole before anything else)."""
 
     def request_body(self, exchange: Exchange, /) -> HeldBody | None:
         """The body of a Messages request that is under way; None if it was not kept. Costs nothing until it is read."""

@@ -251,6 +251,33 @@ async def test_what_is_held_for_a_store_that_stands_still_is_bounded(rig, monkey
         assert keeper.of(ExchangeOpened)[-1].body is not None
 
 
+async def test_at_the_end_everything_is_written_first(rig):
+    class Slow(Keeper):
+        written = 0
+
+        def append(self, record, /):
+            threading.Event().wait(0.05)
+            super().append(record)
+
+        def close(self, timeout, /):
+            self.written = len(self.records)
+
+    keeper = Slow()
+    async with rig(say("Hi."), plugins=(("keeper", keeper),)) as r:
+        for _ in range(4):
+            await ask(r)
+    assert keeper.written == 8
+
+
+async def test_at_the_end_the_file_is_whole(rig):
+    async with rig(say("Hi.")) as r:
+        await ask(r)
+    assert sorted(path.name for path in r.data_dir.glob("dbproxy.sqlite*")) == ["dbproxy.sqlite", "dbproxy.sqlite.lock"]
+    with Reader.open(r.data_dir / "dbproxy.sqlite") as reader:
+        assert [check.result for check in reader.verify()] == ["exact"]
+        assert [row.state for row in reader.exchanges()] == ["closed"]
+
+
 async def test_a_store_that_raises_is_counted_and_nothing_else(rig):
     class Raising(Keeper):
         def append(self, record, /):
