@@ -133,7 +133,8 @@ class World:
 
     def events(self, *names: str) -> list[dict[str, Any]]:
         """What the log says, of these events."""
-        lines = (self.rig.data_dir / "logs" / "dbproxy.jsonl").read_text("utf-8").splitlines()
+        log = self.rig.data_dir / "logs" / "dbproxy.jsonl"
+        lines = log.read_text("utf-8").splitlines() if log.exists() else []
         found = [json.loads(line) for line in lines]
         return [event for event in found if event["event"] in names]
 

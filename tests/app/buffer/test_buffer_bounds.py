@@ -254,7 +254,7 @@ async def test_n11_failures_open_a_breaker_and_a_retry_after_is_honoured(world, 
         for number in range(8):
             await w.turn(talk, OVER + number)
         assert len(w.own()) == 3  # one a turn, until the breaker opened
-        assert w.events("checkpoint_postponed")[-1]["reason"].startswith("paused after failures (status 400")
+        assert (await w.told("checkpoint_postponed"))[-1]["reason"].startswith("paused after failures (status 400")
         clock.now += 61
         await w.turn(talk, OVER + 10)
         await w.turn(talk, OVER + 11)
@@ -292,7 +292,7 @@ async def test_n11_a_refused_credential_is_not_used_again_and_another_one_is(wor
         await w.told("checkpoint_failed")
         await w.turn(talk, OVER + 1)
         assert len(w.own()) == 1
-        assert w.events("checkpoint_postponed")[-1]["reason"] == "the credential was refused"
+        assert (await w.told("checkpoint_postponed"))[-1]["reason"] == "the credential was refused"
         talk.settings = type(talk.settings)(key="sk-ant-api03-newer", time_scale=0.01)
         await w.turn(talk, OVER + 2)
         await w.reach(talk, "WAL_ACTIVE")
@@ -307,7 +307,7 @@ async def test_n11_the_daily_budget_stops_checkpoints(world):
         other = w.talk()
         await w.turn(other, OVER)
         assert len(w.own()) == 1
-        assert "budget" in w.events("checkpoint_postponed")[-1]["reason"]
+        assert "budget" in (await w.told("checkpoint_postponed"))[-1]["reason"]
 
 
 LIMITED = {"fields": (("anthropic-ratelimit-unified-status", "allowed_warning"),)}
