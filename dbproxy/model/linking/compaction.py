@@ -51,7 +51,7 @@ def summary_words(message: object) -> str:
 
 
 def _even(text: str) -> str:
-    """Blanks made even, and ``$$`` as ``$``: up to 2.1.267 the client puts a summary in with a function that does so."""
+    """Blanks made even, and ``$$`` as ``$``: up to 2.1.267 the client puts a summary in with a function that does it."""
     return " ".join(text[: 8 * _KEPT].split()).replace("$$", "$")
 
 
