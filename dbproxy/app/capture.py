@@ -62,6 +62,11 @@ class Recording:
     link: Link | None = None
     _linked: trio.Event | None = None
 
+    @property
+    def kept_whole(self) -> bool:
+        """Is the request's body here, all of it?"""
+        return self.whole and not self.shed and (self.opened or self.complete)
+
     def uploaded(self, data: bytes) -> None:
         """Payload of the request, as it went up."""
         if data and self.whole:

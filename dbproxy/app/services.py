@@ -75,7 +75,7 @@ class ProxyServices:
         recording = recording_of(exchange)
         if exchange.body is not None:
             pieces = [exchange.body]
-        elif recording is not None and recording.whole and not recording.shed:
+        elif recording is not None and recording.kept_whole:
             pieces = list(recording.up)
         else:
             return None
