@@ -272,10 +272,13 @@ async def test_at_the_end_everything_is_written_first(rig):
 async def test_at_the_end_the_file_is_whole(rig):
     async with rig(say("Hi.")) as r:
         await ask(r)
+        assert await r.proxy.archive.flush(10)
+        r.proxy.archive.forget(None)
+        await ask(r)  # linked by what the file says, which is open for reading from now on
     assert sorted(path.name for path in r.data_dir.glob("dbproxy.sqlite*")) == ["dbproxy.sqlite", "dbproxy.sqlite.lock"]
     with Reader.open(r.data_dir / "dbproxy.sqlite") as reader:
-        assert [check.result for check in reader.verify()] == ["exact"]
-        assert [row.state for row in reader.exchanges()] == ["closed"]
+        assert [check.result for check in reader.verify()] == ["exact", "exact"]
+        assert [(row.state, row.edge) for row in reader.exchanges()] == [("closed", "retry"), ("closed", "root")]
 
 
 async def test_a_store_that_raises_is_counted_and_nothing_else(rig):
