@@ -51,7 +51,7 @@ def summary_words(message: object) -> str:
 
 
 def _even(text: str) -> str:
-    """Blanks made even, and ``$$`` as ``$``: up to 2.1.267 the client puts a summary in with a function that does it."""
+    """Blanks made even, and ``$$`` as ``$``: what clients up to 2.1.267 make of it when they put a summary in."""
     return " ".join(text[: 8 * _KEPT].split()).replace("$$", "$")
 
 
