@@ -10,7 +10,7 @@ import trio
 from dbproxy.errors import ConfigError
 from dbproxy.testing.origin import Rule, Script, open_origin, say, script_from
 from dbproxy.testing.origin.api import BUILT_IN
-from dbproxy.testing.origin.prompt_cache import LOOK_BACK, minimum
+from dbproxy.testing.origin.prompt_cache import minimum
 from dbproxy.testing.origin.summaries import FAILURES, ODD, summary_answer, summary_text
 
 MARK = {"type": "ephemeral"}
@@ -141,7 +141,7 @@ async def test_a_short_prefix_is_not_cached():
 
 async def test_a_lookup_walks_back_twenty_blocks(ask):
     first = await ask(body("one", system_mark=None))
-    far = ["one", *(f"more {n}" for n in range(LOOK_BACK + 1))]
+    far = ["one", *(f"more {n}" for n in range(21))]
     assert read(await ask(body(*far[:-1], system_mark=None))) == total(first)
     async with open_origin({"cache": True}) as origin:
         fresh = Asker(origin)

@@ -672,3 +672,46 @@ async def test_a_failed_compaction_of_the_clients_own_holds_no_checkpoint_back(w
             await talk.compact("auto")
         await w.turn(talk, OVER, "on")
         await w.prepared(talk)
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        ("", 401),
+        ("Authorization: Bearer wrong\r\n", 401),
+        ("Authorization: Bearer {token}\r\nOrigin: https://evil.example\r\n", 403),
+        ("Authorization: Bearer {token}\r\nHost: evil.example\r\n", 421),
+        ("Authorization: Bearer {token}\r\n", 200),
+    ],
+)
+async def test_n20_a_reset_needs_the_token_and_no_foreign_page_can_ask_for_it(world, fields, status):
+    async with world() as w:
+        talk = w.talk()
+        await w.checkpointed(talk)
+        token = (w.rig.data_dir / "run" / "control-token").read_text().strip()
+        host = "" if "Host:" in fields else f"Host: 127.0.0.1:{w.rig.running.port}\r\n"
+        stream = await w.rig.plain()
+        await stream.send_all(
+            f"POST /v1/_reset HTTP/1.1\r\n{host}{fields.format(token=token)}"
+            "Connection: close\r\nContent-Length: 2\r\n\r\n{}".encode()
+        )
+        got = b"".join([piece async for piece in stream])
+        assert int(got.split()[1]) == status
+        assert (w.phase(talk) == "IDLE") is (status == 200)
+
+
+async def test_n20_what_a_model_is_called_is_data_and_never_markup(world):
+    async with world() as w:
+        talk = w.talk(model="<img src=x onerror=alert(1)>")
+        await w.turn(talk, OVER)
+        token = (w.rig.data_dir / "run" / "control-token").read_text().strip()
+        for path in ("/health", "/api/conversations", "/api/exchanges"):
+            stream = await w.rig.plain()
+            await stream.send_all(
+                f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{w.rig.running.port}\r\nAuthorization: Bearer {token}\r\n"
+                "Connection: close\r\n\r\n".encode()
+            )
+            head, _, body = b"".join([piece async for piece in stream]).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 ")
+            assert b"content-type: application/json" in head.lower()
+            json.loads(body)

@@ -10,7 +10,8 @@ import trio
 from buffertalk import FULL, HALF, NEAR, OVER, bash, compactions, opening, until
 
 from dbproxy.testing.conversation import Failure
-from dbproxy.testing.origin import say
+from dbproxy.testing.origin import Answer, say
+from dbproxy.testing.origin.events import encode, message_events
 from dbproxy.testing.origin.summaries import FAILURES, ODD, summary_answer
 
 ENDLESS = ("hung", "stalled")
@@ -115,11 +116,14 @@ async def test_a_race_that_both_lose_is_a_broken_stream_and_the_next_try_goes_to
         assert "ORIGIN-SUMMARY 3" in opening(talk)
 
 
-async def test_a_native_answer_that_breaks_off_in_a_race_never_ends_cleanly(world):
+@pytest.mark.parametrize("broken", ["cut", "unfinished"])
+async def test_a_native_answer_that_breaks_off_in_a_race_never_ends_cleanly(world, broken):
     async with world(buffer_hold_seconds="0.05", buffer_native_after_seconds="0.05") as w:
         talk = w.talk(max_retries=2)
         late = summary_answer("empty", 1, {"seconds": 1.2})
-        w.model.summaries = [late, "cut", "good"]
+        half = [encode(event) for event in message_events(say("<summary>half").blocks, model="claude-opus-5-5")[:3]]
+        # Cut on the wire, or ended in good order before its last event.
+        w.model.summaries = [late, "cut" if broken == "cut" else Answer(events=tuple(half)), "good"]
         await w.turn(talk, OVER)
         await talk.compact("auto")
         assert [a.complete for a in compactions(talk)] == [False, True]
