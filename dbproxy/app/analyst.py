@@ -283,7 +283,9 @@ class Analyst:
             else:
                 body = b"".join(piece.data for piece in pieces)
                 answer = Accumulator.from_body(body)
-        usage = answer.usage if answer.model is not None else None
+        # What a plugin answered was paid with the calls that it made for it, if at all: those are counted.
+        paid = answer.model is not None and exchange.outcome is not Outcome.LOCAL
+        usage = answer.usage if paid else None
         finished = time.time()
         cost = None
         if usage is not None:

@@ -237,6 +237,7 @@ async def test_our_own_answer_is_kept_as_such(rig, many):
         await ask(r)
         row, _, kept, message = await only(r)
         assert row.outcome == "local"
+        assert (row.cost_usd, row.output_tokens) == (None, 0)  # nobody was paid for it
         assert kept == BODY
         assert message["content"] == [{"type": "text", "text": "Local."}]
         assert not r.origin.requests

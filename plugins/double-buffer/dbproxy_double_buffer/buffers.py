@@ -36,7 +36,8 @@ class Checkpoint:
     """A summary of a history that was sent. ``chain`` is the running linking hash over its ``messages`` messages.
 
     ``tokens`` is the context that it stands for, ``made`` Unix seconds, ``seconds`` how long it took, ``cache_share``
-    the part of its prompt that the prompt cache read (0..1), ``cost`` the tokens that it used.
+    the part of its prompt that the prompt cache read (0..1), ``cost`` the tokens that it used, ``spent`` its usage as
+    the API spells it.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Checkpoint:
     cache_share: float = 0.0
     cost: int = 0
     answered: str = ""  # the model that answered the request it stands on, by its own name
+    spent: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "chain": self.chain.hex()}

@@ -247,6 +247,7 @@ class Checkpoints:
             cache_share=round(usage.cache_read / prompt, 4),
             cost=_tokens(usage),
             answered=base.answered,
+            spent=_spelled(usage),
         )
         buffer.add(made)
         buffer.basis = made.tokens
@@ -299,6 +300,20 @@ class Checkpoints:
 
 def _tokens(usage: Usage) -> int:
     return sum(part.context_tokens for part in usage.billed())
+
+
+def _spelled(usage: Usage) -> dict[str, Any]:
+    """A usage as the API spells it (API facts 1.5)."""
+    return {
+        "input_tokens": usage.input_tokens,
+        "cache_creation_input_tokens": usage.cache_write,
+        "cache_read_input_tokens": usage.cache_read,
+        "cache_creation": {
+            "ephemeral_5m_input_tokens": usage.cache_write_5m,
+            "ephemeral_1h_input_tokens": usage.cache_write_1h,
+        },
+        "output_tokens": usage.output_tokens,
+    }
 
 
 def _seconds(value: bytes | None) -> float:

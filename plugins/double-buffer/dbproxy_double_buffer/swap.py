@@ -90,8 +90,8 @@ def was_taken(served: Served, body: bytes) -> bool:
 
 
 def answer(swap: Swap, *, model: str, stream: bool) -> LocalResponse:
-    """The whole answer at once."""
-    usage = believable_usage(swap.checkpoint.tokens, swap.context_tokens)
+    """The whole answer at once. The client adds its usage to its cost: it is what the checkpoint has cost."""
+    usage = believable_usage(swap.checkpoint.tokens, swap.context_tokens, swap.checkpoint.spent)
     identity = new_id()
     if stream:
         body = b"".join(as_events(swap.served.text, model, usage, identity))
