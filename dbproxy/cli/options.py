@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
-
 class UsageError(Exception):
     """The command line makes no sense; exit code 2."""
 

@@ -42,9 +42,7 @@ def _row(spec: Spec) -> str:
     names = "<br>".join(f"`{name}`" for name in (spec.key, spec.option, *spec.env))
     default = "per-user data folder / `dbproxy`" if spec.name == "data_dir" else _default(spec)
     project = "yes" if spec.project == "allowed" else "if trusted"
-    return (
-        f"| {names} | {default} | {spec.scope} | {project} | {spec.help} Write: {spec.kind.shape}. |\n"
-    )
+    return f"| {names} | {default} | {spec.scope} | {project} | {spec.help} Write: {spec.kind.shape}. |\n"
 
 
 def _default(spec: Spec) -> str:
