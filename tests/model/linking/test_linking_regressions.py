@@ -375,7 +375,7 @@ def test_an_interrupted_answer_goes_on() -> None:
     """Client facts 5: the partial text comes back, then a note, then the new prompt."""
     talk = Talk()
     first = talk.ask([user("go")])
-    partial = talk.reply(first, "I wil", ok=False)
+    partial = talk.reply(first, "I wi", ok=False)
     second = talk.ask([user("go"), partial, user("[Request interrupted by user]", "stop")])
     assert (second.edge, second.parent, second.branch) == (Edge.NEXT, first.exchange, 1)
 
