@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from dbproxy.api import Accumulator, Edge, Exchange, Link, LocalResponse, Outcome, RequestKind, ResponseHead, hookimpl
+from dbproxy.api import Edge, Exchange, Link, LocalResponse, Outcome, RequestKind, ResponseHead, hookimpl
 from dbproxy_double_buffer.buffers import Buffer, Buffers, Shelf
 from dbproxy_double_buffer.checkpoints import Base, Checkpoints
 from dbproxy_double_buffer.detect import compact_trigger
@@ -26,13 +26,14 @@ from dbproxy_double_buffer.phases import Event, Phase
 from dbproxy_double_buffer.prompt import InstructionBook
 from dbproxy_double_buffer.summary import judge
 from dbproxy_double_buffer.swap import Race, Swap, answer, is_waiting, outcome_ok, prepare, was_taken
+from dbproxy_double_buffer.tap import Tap
 from dbproxy_double_buffer.trigger import Answer, State, Thresholds, decide, log_budget
 from dbproxy_double_buffer.wall import Client, Observation, Wall, parse_version, wall
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from dbproxy.api import App, HeldBody, RateLimit, Sample, Service, Services, SseEvent
+    from dbproxy.api import App, Sample, Service, Services
 
 NAME: Final = "double-buffer"
 MESSAGES: Final = "/v1/messages"
@@ -42,7 +43,7 @@ _LINK_SECONDS: Final = 2.0
 _LONGEST_HOLD: Final = 25.0
 #: An interactive conversation is asked about again after this (seconds).
 _CHORES_EVERY: Final = 30.0
-_TELLING: Final = frozenset({b"message_start", b"message_delta", b"message_stop", b"error"})
+_THREADS: Final = b"message-threads-2026-08-12"
 _SPEAKS: Final = (RequestKind.MAIN, RequestKind.SUBAGENT, RequestKind.NESTED, RequestKind.AFTER_COMPACTION)
 
 
@@ -332,21 +333,35 @@ class DoubleBuffer:
     # ---- what the client was answered
 
     @hookimpl
-    def stream_tap(self, exchange: Exchange, head: ResponseHead) -> _Tap | None:
+    def stream_tap(self, exchange: Exchange, head: ResponseHead) -> Tap | None:
         if exchange.path != MESSAGES or exchange.passthrough or head.status not in (200, 400):
             return None
         if self._mode(exchange) == "off":
             return None
-        return _Tap(self, exchange, head, self._services.request_body(exchange))
+        asks = NAME in exchange.attributes or bool(compact_trigger(exchange.request.fields))
+        return Tap(self.look, exchange, head, self._services.request_body(exchange), compact=asks)
 
-    def look(self, tap: _Tap, *, over: bool, outcome: Outcome | None = None) -> None:
+    def look(self, tap: Tap, over: bool, outcome: Outcome | None) -> None:
         """An answer has begun or is over. Most are small and of conversations without a buffer: nothing is done."""
+        if not over and _THREADS in tap.exchange.request.fields.tokens(b"anthropic-beta"):
+            self.checkpoints.spawn(partial(self._opened, tap))
         session = _session(tap.exchange)
         floor = self._number(self._services.settings(tap.exchange), "compact_trigger_tokens", 50_000)
         if tap.answer.usage.context_tokens >= floor or not session or self.buffers.of(session):
             self.checkpoints.spawn(partial(self.answered, tap, over=over, outcome=outcome))
 
-    async def answered(self, tap: _Tap, *, over: bool, outcome: Outcome | None = None) -> None:
+    async def _opened(self, tap: Tap) -> None:
+        """Remember the request that opened a message thread: only it has the system prompt and the tools."""
+        body = await tap.held.read() if tap.held is not None else None
+        if body is None or b'"previous_message_id"' in body:
+            return
+        link = await self._services.link(tap.exchange, _LINK_SECONDS)
+        if link is not None and link.kind in _SPEAKS and link.thread:
+            await self._loaded.wait()
+            buffer = self.buffers.get(link.conversation, link.thread)
+            buffer.full, buffer.last_seen = tap.exchange.id, self.clock()
+
+    async def answered(self, tap: Tap, *, over: bool, outcome: Outcome | None = None) -> None:
         """An answer has begun (``over`` False), or is over."""
         exchange, usage = tap.exchange, tap.answer.usage
         link = await self._services.link(exchange, _LINK_SECONDS)
@@ -378,7 +393,7 @@ class DoubleBuffer:
             buffer.measure(tokens, self.clock())
         await self._consider(buffer, tap, link, client, tokens)
 
-    async def _consider(self, buffer: Buffer, tap: _Tap, link: Link, client: Client, tokens: int) -> None:
+    async def _consider(self, buffer: Buffer, tap: Tap, link: Link, client: Client, tokens: int) -> None:
         exchange = tap.exchange
         buffer.client = client
         where: Wall = wall(client, buffer.observed)
@@ -430,7 +445,7 @@ class DoubleBuffer:
             buffer, self._services, base, reason=f"{tokens} of {where.tokens} tokens ({where.source})"
         )
 
-    async def _place(self, buffer: Buffer, tap: _Tap, link: Link) -> None:
+    async def _place(self, buffer: Buffer, tap: Tap, link: Link) -> None:
         """After a rewind, a fork or a change of the model: does a checkpoint still fit this history?"""
         place = link.branch, tap.answer.model or ""
         if not buffer.checkpoints or place == buffer.place:
@@ -447,7 +462,7 @@ class DoubleBuffer:
         elif fits is not None and buffer.phase is Phase.IDLE:
             self.buffers.move(buffer, Event.KEPT)
 
-    async def _base(self, tap: _Tap, link: Link, tokens: int) -> Base | None:
+    async def _base(self, tap: Tap, link: Link, tokens: int) -> Base | None:
         """The request of this answer as the base of a checkpoint, None if it cannot be one."""
         exchange = tap.exchange
         body = await tap.held.read() if tap.held is not None else None
@@ -463,8 +478,6 @@ class DoubleBuffer:
             history = await self._read(body, exchange)
             if history is None:
                 return None
-        else:
-            buffer.full = exchange.id
         buffer.bytes_per_token = calibrate(len(body), tokens)
         buffer.place = link.branch, tap.answer.model or ""
         fields = exchange.request.fields
@@ -501,7 +514,7 @@ class DoubleBuffer:
         messages = b"[" + b",".join([*earlier, *history.spans]) + b"]"
         return whole[: place.start] + messages + whole[place.end :]
 
-    async def _check_swap(self, buffer: Buffer, tap: _Tap, link: Link) -> None:
+    async def _check_swap(self, buffer: Buffer, tap: Tap, link: Link) -> None:
         """Was what we served taken? The client's next request says so, by its header or by our own words in it."""
         served = buffer.served
         if served is None or tap.exchange.id <= served.exchange:
@@ -639,44 +652,6 @@ class DoubleBuffer:
         if buffer.thread == "main":
             self._services.note(buffer.conversation, phase=str(buffer.phase))
         self._dirty.add(buffer.conversation)
-
-
-class _Tap:
-    """One answer: what it used, as soon as it says so."""
-
-    def __init__(self, plugin: DoubleBuffer, exchange: Exchange, head: ResponseHead, held: HeldBody | None) -> None:
-        self.exchange = exchange
-        self.head = head
-        self.held = held
-        self.answer = Accumulator()
-        self._plugin = plugin
-        self._body = bytearray()
-        self._all = NAME in exchange.attributes or bool(compact_trigger(exchange.request.fields))
-
-    @property
-    def limits(self) -> Iterable[RateLimit]:
-        from dbproxy.api import rate_limits
-
-        return rate_limits(self.head.fields)
-
-    # Plain functions: thousands of events pass here, and few of them say something.
-
-    def event(self, event: SseEvent) -> None:
-        if self._all or event.name in _TELLING:
-            self.answer.feed(event.name, event.data)
-            if event.name == b"message_start":
-                self._plugin.look(self, over=False)
-
-    def body(self, data: bytes) -> None:
-        if len(self._body) < 16 << 20:
-            self._body += data
-
-    def end(self, outcome: Outcome) -> None:
-        if self._body:
-            self.answer = Accumulator.from_body(bytes(self._body))
-            if self.answer.complete:
-                self._plugin.look(self, over=False)
-        self._plugin.look(self, over=True, outcome=outcome)
 
 
 def _session(exchange: Exchange) -> str:
