@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--compact", action="store_true", help="ask for a compaction after the last prompt")
     made.add_argument("--report", type=Path, metavar="FILE", help="write all that was sent and received as JSON")
     made.add_argument("--time-scale", type=float, default=1.0, help="factor on every wait (default 1)")
+    made.add_argument("--tool-seconds", type=float, default=0.0, help="how long each tool takes (default 0)")
     made.add_argument("--need-proxy", action="store_true", help="refuse to run where no proxy is set")
     made.add_argument("--quiet", action="store_true", help="no text on standard output")
     return made
@@ -39,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
 async def work(options: argparse.Namespace, environ: Mapping[str, str]) -> dict[str, Any]:
     """One session; the report, with ``failure`` set when the agent would have exited 1."""
     settings = Settings.of(environ, model=options.model, time_scale=options.time_scale)
+    settings = replace(settings, tool_seconds=options.tool_seconds)
     talk = Conversation(Way.of(environ), settings)
     failure = ""
     try:

@@ -37,14 +37,27 @@ class Line:
     up: int
     down: int
     differences: tuple[str, ...]
+    swapped: bool = False  # a compact request that the proxy answered
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A request of the proxy's own for a summary: the body of the agent's request number ``base``, and so many
+    (``more``) bytes put in at one place."""
+
+    base: int
+    up: int
+    more: int
+    down: int
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One line per request of the agent, and the requests that only the API knows."""
+    """One line per request of the agent, the proxy's own requests, and those that nobody can explain."""
 
     lines: tuple[Line, ...]
     unmatched: tuple[str, ...]
+    checkpoints: tuple[Checkpoint, ...] = ()
 
     @property
     def same(self) -> bool:
@@ -82,10 +95,13 @@ def _differences(what: str, left: list[bytes], right: list[bytes]) -> list[str]:
     return [f"{what}: {len(left)} lines against {len(right)}"]
 
 
-def compare(attempts: Sequence[dict[str, Any]], requests: Sequence[Received], *, authority: str = "") -> Comparison:
+def compare(
+    attempts: Sequence[dict[str, Any]], requests: Sequence[Received], *, authority: str = "", buffered: bool = False
+) -> Comparison:
     """Pair the agent's attempts with the API's records by x-client-request-id, else by target and order.
 
     ``authority`` is the configured upstream's: its name in Host, in place of the one that the agent meant, is right.
+    ``buffered`` says that the proxy may make checkpoints and answer compact requests from them; nothing else.
     """
     left = list(requests)
     lines = []
@@ -93,6 +109,9 @@ def compare(attempts: Sequence[dict[str, Any]], requests: Sequence[Received], *,
         found = next((request for request in left if _pair(attempt, request)), None)
         body = base64.b64decode(attempt["body"])
         answer = base64.b64decode(attempt["answer_body"])
+        if found is None and buffered and attempt["kind"] == "compaction" and attempt["complete"]:
+            lines.append(Line(len(body), len(answer), (), swapped=True))
+            continue
         if found is None:
             lines.append(Line(len(body), len(answer), ("it never reached the API",)))
             continue
@@ -116,7 +135,27 @@ def compare(attempts: Sequence[dict[str, Any]], requests: Sequence[Received], *,
         if attempt["complete"] != found.sent.complete and not attempt["left"]:
             differences.append("a cut answer came as a complete one, or the other way round")
         lines.append(Line(len(body), len(answer), tuple(differences)))
-    return Comparison(tuple(lines), tuple(f"{request.method} {request.path}" for request in left))
+    own = {request.number: _checkpoint(attempts, request) for request in left} if buffered else {}
+    unmatched = (f"{request.method} {request.path}" for request in left if own.get(request.number) is None)
+    return Comparison(tuple(lines), tuple(unmatched), tuple(made for made in own.values() if made is not None))
+
+
+def _checkpoint(attempts: Sequence[dict[str, Any]], request: Received) -> Checkpoint | None:
+    """The request as a checkpoint of what the agent sent, None if it is none."""
+    if request.header("x-claude-code-request-class") != "compaction":
+        return None
+    for attempt in reversed(attempts):
+        body = base64.b64decode(attempt["body"])
+        more = _put_in(body, request.body) if attempt["kind"] != "compaction" and body else 0
+        if more:
+            return Checkpoint(attempt["number"], len(request.body), more, len(request.sent.body))
+    return None
+
+
+def _put_in(old: bytes, new: bytes) -> int:
+    """How many bytes were put into ``old``, all at one place, to make ``new``; 0 if that is not how it was made."""
+    same = next((place for place, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), len(old))
+    return len(new) - len(old) if len(new) > len(old) and new.endswith(old[same:]) else 0
 
 
 def _pair(attempt: dict[str, Any], request: Received) -> bool:

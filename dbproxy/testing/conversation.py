@@ -69,6 +69,7 @@ class Settings:
     max_retries: int = 10
     window: int | None = None
     time_scale: float = 1.0
+    tool_seconds: float = 0.0  # how long each tool takes, whatever the scale
     hints: bool = True  # classification headers: proxy mode, or asked for (0.2)
 
     @classmethod
@@ -189,7 +190,8 @@ class Conversation:
             if found is not None:
                 if not found[1].strip():
                     raise Failure("automatic compaction failed: the summary is empty")
-                return found[1].strip()
+                # What stands behind the tags stays; a run of line feeds becomes two (4.3).
+                return re.sub(r"\n{2,}", "\n\n", found[1].strip() + text[found.end() :]).strip()
             if asked_again:
                 return text.strip()
             asked_again = True
@@ -245,6 +247,7 @@ class Conversation:
     async def _run_tool(self, call: Message) -> Message:
         name, given = call["name"], call["input"]
         result: Message = {"tool_use_id": call["id"], "type": "tool_result", "is_error": False}
+        await trio.sleep(self.settings.tool_seconds)
         if name in ("Agent", "Task"):
             sub = Thread(agent_id=uuid.uuid4().hex[:17])
             sub.messages.append({"role": "user", "content": [{"type": "text", "text": str(given.get("prompt", ""))}]})
@@ -254,7 +257,7 @@ class Conversation:
                 {"type": "text", "text": f"agentId: {sub.agent_id} (use SendMessage to go on)"},
             ]
         elif name == "Bash":
-            result["content"] = str(given.get("command", "")).removeprefix("echo ")
+            result["content"] = _printed(str(given.get("command", "")))
         elif name == "Read":
             result["content"] = "1\t# A file\n2\tÄ, 漢, 🙂\n"
         else:
@@ -469,6 +472,15 @@ class _Tries:
             raise Failure(f"{error} (after {self.failed} tries)") from error
         # 0.5 s doubled up to 32 s, and a part of the jitter of up to a quarter.
         return 0.0 if at_once else min(0.5 * 2 ** (self.failed - 1), 32.0) * 1.1
+
+
+def _printed(command: str) -> str:
+    """What a command would have printed: ``echo WORDS`` or ``head -c SIZE FILE``."""
+    read = re.fullmatch(r"head -c (\d+) (\S+)", command)
+    if read is None:
+        return command.removeprefix("echo ")
+    size, line = int(read[1]), f"A line of {read[2]}, which is like the one above it and like the one below.\n"
+    return (line * (size // len(line) + 1))[:size]
 
 
 def _has_result(message: Message) -> bool:

@@ -1,8 +1,9 @@
 """``dbproxy demo``: a fake model API and a scripted agent talk through the real proxy, and every byte is compared.
 
 No account, no network. The proxy, the launcher and the commands at the end run as a person would start them, as
-processes of their own with a data folder of their own. Exit code 0 only if the agent was content, every byte was the
-same on both sides, and every request can be rebuilt from what was captured.
+processes of their own with a data folder of their own. The agent fills its context until it asks for a summary, which
+the double buffer has made meanwhile. Exit code 0 only if the agent was content, every byte was the same on both sides,
+the swap was confirmed, and every request can be rebuilt from what was captured.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from dbproxy import state
 from dbproxy.errors import DbproxyError, LaunchError
 from dbproxy.paths import Paths
 from dbproxy.testing import agent
+from dbproxy.testing.buffered import confirmed_swap, tell
 from dbproxy.testing.compare import Comparison, compare
 from dbproxy.testing.origin import open_origin
 
@@ -38,6 +40,10 @@ START_SECONDS = 30.0
 STOP_SECONDS = 10.0
 AGENT_SECONDS = 120.0
 ASK_SECONDS = 30.0
+# The smallest window that the real client can be told: 67,000 tokens, then it compacts (client facts 4.2).
+WINDOW = "100000"
+# How long each of the agent's tools takes: a pause like a real one's.
+TOOL_SECONDS = 0.3
 # What would lead the demo out of itself: other proxies, other trust, other settings, somebody's keys.
 _DROPPED_PREFIXES = ("DBPROXY_", "ANTHROPIC_", "CLAUDE_", "AWS_", "GOOGLE_", "XDG_")
 _DROPPED = ("https_proxy", "http_proxy", "all_proxy", "no_proxy", "node_extra_ca_certs", "ssl_cert_file")
@@ -51,6 +57,7 @@ class Started:
     environ: Mapping[str, str]
     about: str
     ask: tuple[str, ...] = ()  # put before a command that asks about what was captured; empty if nothing is
+    log: Path | None = None  # where the double buffer's doings are told; None if there is none
 
 
 ProxyMaker = "Callable[[Origin, Path], AbstractAsyncContextManager[Started]]"
@@ -90,7 +97,6 @@ async def real_proxy(origin: Origin, folder: Path) -> AsyncIterator[Started]:
         "DBPROXY_LISTEN": "127.0.0.1:0",
         "DBPROXY_UPSTREAM_URL": origin.url,
         "DBPROXY_UPSTREAM_CA": str(certificate),
-        "DBPROXY_BUFFER": "off",  # every answer is compared with the API's, so none may be ours
     }
     began = trio.current_time()
     output = folder / "proxy.txt"
@@ -101,7 +107,7 @@ async def real_proxy(origin: Origin, folder: Path) -> AsyncIterator[Started]:
     try:
         running = await _listening(process, Paths(data).daemon_state, output)
         about = f"{running.url}, process {running.pid}, ready after {trio.current_time() - began:.2f} s"
-        yield Started((*program(), "run", "--"), environ, about, tuple(program()))
+        yield Started((*program(), "run", "--"), environ, about, tuple(program()), Paths(data).log_file)
     finally:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + STOP_SECONDS):
             if process.poll() is None:
@@ -131,9 +137,11 @@ async def play(
     say: Callable[[str], None],
     proxy: Callable[[Origin, Path], AbstractAsyncContextManager[Started]] = real_proxy,
     agent_arguments: Sequence[str] = (),
+    tool_seconds: float = TOOL_SECONDS,
     keep: bool = False,
 ) -> bool:
-    """Run the whole demo in ``folder``; True if the agent was content, every byte matched and all was captured.
+    """Run the whole demo in ``folder``; True if the agent was content, every byte matched, the swap was confirmed and
+    all was captured.
 
     ``keep`` says that the folder stays, so that what was captured can be looked at.
     """
@@ -144,6 +152,7 @@ async def play(
         async with proxy(origin, folder) as started:
             say(f"  proxy      {started.about}")
             arguments = ["--report", str(report_file), "--need-proxy", "--quiet", "--time-scale", "0.05"]
+            arguments += ["--tool-seconds", str(tool_seconds)]
             command = [*started.launch, *agent_command([*arguments, *agent_arguments])]
             say("  agent      scripted, as strict as the real one, started by `dbproxy run`\n")
             code, complaint = await _run_agent(command, started.environ, folder)
@@ -151,7 +160,9 @@ async def play(
             with trio.move_on_after(2.0):
                 await origin.wait_answered()
             attempts = await _attempts(report_file)
-        comparison = compare(attempts, origin.requests, authority=f"{origin.host}:{origin.tls_port}")
+            swap = await confirmed_swap(started.log) if started.log is not None else None
+        authority = f"{origin.host}:{origin.tls_port}"
+        comparison = compare(attempts, origin.requests, authority=authority, buffered=started.log is not None)
     _tell(say, comparison, attempts)
     if origin.violations:
         say(f"  not HTTP at the API: {origin.violations[0][1]}")
@@ -159,6 +170,11 @@ async def play(
         say(f"\nThe agent gave up: {complaint or f'exit code {code}'}")
     good = code == 0 and comparison.same and not origin.violations and bool(attempts)
     say("\n" + (_well(comparison) if good else "FAILED."))
+    if isinstance(swap, str):
+        say(f"\nFAILED: no swap was confirmed: {swap}.")
+        good = False
+    elif swap is not None:
+        tell(say, swap, comparison, attempts)
     if started.ask and attempts:
         where = f"DBPROXY_DATA_DIR={folder / 'data'} " if keep else ""
         good = await _captured(say, started, folder, attempts, where) and good
@@ -208,7 +224,12 @@ async def _ask(started: Started, folder: Path, *words: str) -> str:
 
 
 async def _run_agent(command: list[str], environ: Mapping[str, str], folder: Path) -> tuple[int, str]:
-    environ = {**environ, "CLAUDE_CODE_MAX_RETRIES": "3", "ANTHROPIC_API_KEY": "sk-ant-demo"}
+    environ = {
+        **environ,
+        "CLAUDE_CODE_MAX_RETRIES": "3",
+        "CLAUDE_CODE_AUTO_COMPACT_WINDOW": WINDOW,
+        "ANTHROPIC_API_KEY": "sk-ant-demo",
+    }
     with trio.move_on_after(AGENT_SECONDS):
         done = await trio.run_process(
             command,
@@ -239,16 +260,22 @@ def _tell(say: Callable[[str], None], comparison: Comparison, attempts: list[dic
         whole = f"{attempt['seconds'] * 1000:.0f} ms"
         context = f"{attempt['context']:,}" if attempt["context"] else ""
         verdict = "identical" if not line.differences else "DIFFERENT: " + "; ".join(line.differences)
+        if line.swapped:
+            verdict = "answered by dbproxy"
         sizes = f"{line.up:8,}  {line.down:8,}  {first:>12}  {whole:>10}  {context:>10}"
         say(f"  {attempt['number']:3}  {attempt['kind']:13} {sizes}   {verdict}")
+    for own in comparison.checkpoints:
+        what = f"our own: request {own.base}, byte for byte, and {own.more:,} more"
+        say(f"    +  {'checkpoint':13} {own.up:8,}  {own.down:8,}  {'':>12}  {'':>10}  {'':>10}   {what}")
     for extra in comparison.unmatched:
         say(f"  the API got a request that the agent did not send: {extra}")
 
 
 def _well(comparison: Comparison) -> str:
-    up = sum(line.up for line in comparison.lines)
-    down = sum(line.down for line in comparison.lines)
-    sizes = f"{len(comparison.lines)} requests, {up:,} bytes up and {down:,} bytes down"
+    relayed = [line for line in comparison.lines if not line.swapped]
+    up = sum(line.up for line in relayed)
+    down = sum(line.down for line in relayed)
+    sizes = f"{len(relayed)} requests, {up:,} bytes up and {down:,} bytes down"
     return f"{sizes}: every byte identical on both sides."
 
 

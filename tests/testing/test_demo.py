@@ -13,7 +13,7 @@ from mitm import open_mitm
 from dbproxy.testing.demo import Started, clean_environment, play
 
 
-def through(*, ask=(), **how):
+def through(*, ask=(), log=None, **how):
     """A stand-in for the real proxy: the demo's own logic is what is tested here."""
 
     @asynccontextmanager
@@ -26,7 +26,7 @@ def through(*, ask=(), **how):
                 "NODE_EXTRA_CA_CERTS": str(certificate),
             }
             environ.pop("NO_PROXY")
-            yield Started((), environ, f"stand-in on {port}", ask)
+            yield Started((), environ, f"stand-in on {port}", ask, log)
             assert heads
             assert all(b"Proxy-Authorization: Basic " in head for head in heads)
 
@@ -35,7 +35,7 @@ def through(*, ask=(), **how):
 
 async def run(tmp_path, script, **how):
     said = []
-    good = await play(tmp_path, script=script, say=said.append, proxy=through(**how))
+    good = await play(tmp_path, script=script, say=said.append, proxy=through(**how), tool_seconds=0.0)
     return good, "\n".join(said)
 
 
@@ -44,10 +44,13 @@ async def test_a_faithful_proxy_passes(tmp_path):
     assert good, story
     assert "every byte identical" in story
     assert story.count("identical") == len(json.loads((tmp_path / "agent.json").read_text())["attempts"]) + 1
-    kinds = [attempt["kind"] for attempt in json.loads((tmp_path / "agent.json").read_text())["attempts"]]
+    attempts = json.loads((tmp_path / "agent.json").read_text())["attempts"]
+    kinds = [attempt["kind"] for attempt in attempts]
     assert kinds.count("compaction") == 1
     assert kinds.count("subagent") == 4
-    assert "968,070" in story
+    assert kinds.count("main") == 9
+    assert next(a["context"] for a in attempts if a["kind"] == "compaction") > 67_000  # the wall
+    assert "checkpoint" not in story
 
 
 @pytest.mark.parametrize("summary", ["empty", "no_block", "tool", "cut_always", "max_tokens", "error_400"])
@@ -86,7 +89,7 @@ async def test_a_changed_byte_fails_it(tmp_path, direction, old, new, told):
     assert f"DIFFERENT: {told}" in story
 
 
-def saying(exact=10, wrong=0, code=0):
+def saying(exact=14, wrong=0, code=0):
     """A stand-in for the commands about what was captured."""
     return (
         sys.executable,
@@ -104,15 +107,15 @@ async def test_what_was_captured_stands_at_the_end(tmp_path):
     good, story = await run(tmp_path, "demo", ask=saying())
     assert good, story
     assert story.index("every byte identical") < story.index("  conversation 1\n\n  main  4 turns")
-    assert "All 10 of its requests can be rebuilt" in story
+    assert "All 14 of its requests can be rebuilt" in story
     assert story.endswith("  dbproxy log list\n  dbproxy explain last")
 
 
 @pytest.mark.parametrize(
     ("how", "told"),
     [
-        ({"exact": 9}, "FAILED: 10 requests were sent, and 9 can be rebuilt"),
-        ({"wrong": 1}, "FAILED: 10 requests were sent"),
+        ({"exact": 13}, "FAILED: 14 requests were sent, and 13 can be rebuilt"),
+        ({"wrong": 1}, "FAILED: 14 requests were sent"),
         ({"code": 1}, "FAILED: what was captured cannot be shown: dbproxy: there is no database"),
     ],
 )
@@ -121,6 +124,59 @@ async def test_what_was_not_captured_fails_it(tmp_path, how, told):
     assert not good
     assert told in story
     assert "look further" not in story
+
+
+CONFIRMED = (
+    {"event": "checkpoint_completed", "checkpoint": "b", "tokens": 61_816, "seconds": 0.6, "cache_share": 0.994},
+    {
+        "event": "swap_executed",
+        "checkpoint": "b",
+        "tokens_before": 67_047,
+        "tokens_after": 7_810,
+        "log_messages": 6,
+        "log_tokens": 7_709,
+        "kept": 9,
+        "shortened": 2,
+        "waited_ms": 4.0,
+    },
+    {"event": "swap_confirmed", "checkpoint": "b"},
+)
+
+
+async def test_a_confirmed_swap_is_told_with_its_numbers(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(json.dumps(event) + "\n" for event in CONFIRMED) + '{"event": "swap_')
+    good, story = await run(tmp_path, "demo", log=log)
+    assert good, story
+    told = story.partition("The double buffer, as the log tells it")[2]
+    for words in (
+        "61,816 tokens, in the background; ready after 0.60 s",
+        "67,047 tokens, answered in 4 ms",
+        "6 messages since the checkpoint: 9 pieces, 7,709 tokens, 2 more shortened",
+        "7,810 tokens, and the agent's next request begins with them: confirmed",
+    ):
+        assert words in told
+
+
+@pytest.mark.parametrize(
+    ("events", "why"),
+    [
+        ((), "nothing was prepared"),
+        (({"event": "checkpoint_failed", "reason": "empty"},), "the checkpoint failed: empty"),
+        (({"event": "compact_native", "reason": "no checkpoint"},), "went to the model: no checkpoint"),
+        ((CONFIRMED[1],), "did not confirm it"),
+        ((CONFIRMED[1], {"event": "swap_rejected", "reason": "no"}), "did not take it: no"),
+        ((*CONFIRMED[:2], {"event": "swap_confirmed", "checkpoint": "another"}), "did not confirm it"),
+    ],
+)
+async def test_without_a_confirmed_swap_it_fails(tmp_path, monkeypatch, events, why):
+    monkeypatch.setattr("dbproxy.testing.buffered.CONFIRM_SECONDS", 0.2)
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(json.dumps(event) + "\n" for event in events))
+    good, story = await run(tmp_path, "demo", log=log)
+    assert not good
+    assert "FAILED: no swap was confirmed: " in story
+    assert why in story
 
 
 async def test_an_agent_that_cannot_reach_the_proxy_fails_it(tmp_path):

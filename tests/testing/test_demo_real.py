@@ -22,14 +22,18 @@ def test_the_command_succeeds_and_leaves_nothing(tmp_path, monkeypatch):
     assert "every byte identical on both sides" in done.stdout
     assert done.stderr == ""
     assert list(tmp_path.iterdir()) == []
-    captured = done.stdout.partition("Captured on the way")[2]
+    assert "  answered by dbproxy\n" in done.stdout
+    assert "our own: request 12, byte for byte, and " in done.stdout
+    buffered, _, captured = done.stdout.partition("The double buffer")[2].partition("Captured on the way")
+    for words in ("came out of the prompt cache", "every one word for word", "begins with them: confirmed"):
+        assert words in buffered
     for line in (
         "agent 1: code-reviewer (custom)  2 turns",
         "agent 2: code-reviewer (custom)  2 turns",
         "compaction (auto)",
         "branch 2: after the compaction",
         "cost      $0.",
-        "All 10 of its requests can be rebuilt",
+        "All 15 of its requests can be rebuilt",
         "dbproxy explain last",
     ):
         assert line in captured

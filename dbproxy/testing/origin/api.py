@@ -72,7 +72,7 @@ class Api:
 
     def replace(self, script: Script) -> None:
         """Go on with another script from now."""
-        if script.cache != self.script.cache:
+        if (script.cache, script.scenario) != (self.script.cache, self.script.scenario):
             self.prompt_cache = _cache_of(script)
         self.script = script
         self._used.clear()
@@ -174,9 +174,11 @@ class Api:
 
 
 def _cache_of(script: Script) -> PromptCache | None:
-    if script.cache is False:
+    scenario = SCENARIOS.get(script.scenario)
+    wanted = script.cache or (scenario.cache if scenario is not None else False)
+    if not wanted:
         return None
-    return PromptCache() if script.cache is True else PromptCache(script.cache)
+    return PromptCache() if wanted is True else PromptCache(wanted)
 
 
 def fingerprint(request: Received) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dbproxy.testing.origin.events import thinking, tool_use
 from dbproxy.testing.origin.script import Answer, fail, say
-from dbproxy.testing.origin.summaries import summary_answer
+from dbproxy.testing.origin.summaries import summary_answer, summary_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,6 +36,7 @@ class Scenario:
     source: str
     says: str
     answer: Callable[[Received, State, Mapping[str, Any]], Answer]
+    cache: float = 0.0  # bytes per token of a prompt cache that it needs, unless the script has one
 
 
 def _plain(request: Received, state: State, options: Mapping[str, Any]) -> Answer:
@@ -178,32 +179,40 @@ def _filling(request: Received, state: State, options: Mapping[str, Any]) -> Ans
     return say(f"Step {done}.", tool_use("Bash", call), usage=usage)
 
 
-DEMO_FILLS = (150_000, 420_000, 700_000, 968_000)
+#: Bytes that the demo's tools read, turn by turn from the third on: most of the window, then up to its wall.
+DEMO_READS = (80_000, 80_000, 80_000, 10_000)
+_AFTER = "continued from a previous conversation"
 
 
 def _demo(request: Received, state: State, options: Mapping[str, Any]) -> Answer:
-    """Worth watching: thinking, tools, two agents at once, coded streams, a filling context, a compaction."""
+    """Worth watching: thinking, tools, two agents at once, coded streams, a filling context, a compaction.
+
+    The context is what was really sent, by the prompt cache's count: a window of 100,000 tokens is filled.
+    """
     if request.role == "compaction":
-        delay = float(options.get("summary_seconds", 0.5))
-        return _compaction(request, state, options).but(first_byte_delay=delay, ping_every=delay / 2)
+        delay = float(options.get("summary_seconds", 0.6))
+        made = _compaction(request, state, options)
+        if options.get("summary", "good") == "good":
+            made = say(summary_text(int(state["compactions"]), says="the files were read, one by one, and reviewed."))
+        return made.but(first_byte_delay=delay, ping_every=delay / 2)
     if request.role == "subagent":
         return _agent(request, state, {"file": "README.md"})
     if request.role != "main":
         return _plain(request, state, options)
-    if state.get("compactions"):
+    if _AFTER in request.first_text:
         closing = "Done. The history was summed up on the way, and nothing was lost: ä, 漢, 🙂. "
-        return say(closing, repeat=8, delta_chars=16, rate=100.0, usage=SMALL)
+        return say(closing, repeat=8, delta_chars=16, rate=100.0)
     step = state["turns"] = int(state.get("turns", 0)) + 1
-    fill = DEMO_FILLS[min(step, len(DEMO_FILLS)) - 1]
-    usage = {"input_tokens": 10, "cache_read_input_tokens": fill, "output_tokens": 60}
     if step == 1:
         call = tool_use("Bash", {"command": "echo one file: README.md", "description": "List the files"})
-        return say(thinking("First the files: ä, 漢, 🙂."), "Let me look.", call, usage=usage, chunk_size=7)
+        return say(thinking("First the files: ä, 漢, 🙂."), "Let me look.", call, chunk_size=7)
     if step == 2:
         review = {"description": "Review", "prompt": "SUBPROMPT: review README.md", "subagent_type": "code-reviewer"}
         calls = [tool_use(request.agent_tool, review) for _ in range(2)]
-        return say("Two reviewers, at the same time.", *calls, usage=usage)
-    return _bash(request, step).but(usage=usage, coding=("gzip", "br", "zstd")[step % 3])
+        return say("Two reviewers, at the same time.", *calls)
+    size = DEMO_READS[min(step - 3, len(DEMO_READS) - 1)]
+    call = tool_use("Bash", {"command": f"head -c {size} part-{step - 2}.txt", "description": "Read on"})
+    return say(f"Part {step - 2}.", call, coding=("gzip", "br", "zstd")[step % 3])
 
 
 SCENARIOS = {
@@ -219,7 +228,7 @@ SCENARIOS = {
         Scenario("autocompact", "client facts 4.2, 4.3", "reports a full context until compacted", _autocompact),
         Scenario("too_long", "client facts 4.2; anthropic-api 1.7", "400 at the third turn until compacted", _too_long),
         Scenario("filling", "client facts 4.2, 4.4, 5", "a growing context, and summaries good and bad", _filling),
-        Scenario("demo", "client facts 3.2, 4.2, 4.3", "what `dbproxy demo` plays", _demo),
+        Scenario("demo", "client facts 3.2, 4.2, 4.3", "what `dbproxy demo` plays", _demo, 4.0),
         Scenario("foreign", "client facts 3.4", "as a translated model answers: other ids, sparse usage", _foreign),
     )
 }
