@@ -211,7 +211,8 @@ def _branch(branch: Branch, agents: dict[str, list[Thread]], exchanges: bool) ->
         if exchanges:
             made.append(_exchange(row))
         elif row.kind == "compaction":
-            made.append(Node(f"compaction ({row.compaction or 'unknown'})", _sums([row]), "yellow"))
+            ours = ", answered by dbproxy" if row.outcome == "local" else ""
+            made.append(Node(f"compaction ({row.compaction or 'unknown'}){ours}", _sums([row]), "yellow"))
         elif row.edge == "retry" or row.outcome not in ("ok", "local", ""):
             made.append(_exchange(row))
         made += [_thread(agent, exchanges) for agent in agents.pop(row.id, ())]

@@ -95,7 +95,8 @@ def test_it_says_what_it_is_and_that_it_works(built, start):
     assert told["ok"] is True
     assert told["versions"]["kind"] == "executable"
     assert "missing" not in told["versions"].values()
-    assert [(plugin["name"], plugin["state"]) for plugin in told["plugins"]] == [("token-meter", "loaded")]
+    loaded = sorted((plugin["name"], plugin["state"]) for plugin in told["plugins"])
+    assert loaded == [("double-buffer", "loaded"), ("token-meter", "loaded")]
 
 
 def test_it_holds_the_versions_that_the_locks_name(built, start):
@@ -127,6 +128,7 @@ def test_the_demo(built, start):
     done = start(built.program, "demo", timeout=120)
     assert done.returncode == 0, done
     assert "every byte identical" in done.stdout
+    assert "begins with them: confirmed" in done.stdout
 
 
 @pytest.mark.parametrize("mine", [None, "/opt/lib:/x y"])

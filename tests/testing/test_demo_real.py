@@ -30,7 +30,7 @@ def test_the_command_succeeds_and_leaves_nothing(tmp_path, monkeypatch):
     for line in (
         "agent 1: code-reviewer (custom)  2 turns",
         "agent 2: code-reviewer (custom)  2 turns",
-        "compaction (auto)",
+        "compaction (auto), answered by dbproxy",
         "branch 2: after the compaction",
         "cost      $0.",
         "All 15 of its requests can be rebuilt",
