@@ -9,8 +9,10 @@ the event loop wants the interpreter, too: parsing and hashing are done by C cod
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import queue
+import sys
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dbproxy.app.capture import MESSAGES, project, recording_of, text_pairs
 from dbproxy.app.crash import describe_crash
+from dbproxy.app.pace import Pace
 from dbproxy.errors import ProtocolViolation
 from dbproxy.exchange import Fields, Outcome
 from dbproxy.model import redact
@@ -48,6 +51,10 @@ if TYPE_CHECKING:
 
 #: What an answer or a request may grow to when its content coding is undone (bytes).
 DECODED_LIMIT = 256 * 1024 * 1024
+#: What waits at most for a quiet moment, and what a job weighs beside its payload (bytes).
+EAGER_BYTES, JOB_BYTES = 32 * 1024 * 1024, 2048
+#: Calls for the event loop that go in one parcel.
+OUTBOX = 64
 _OUTCOMES = {
     Outcome.OK: "ok",
     Outcome.LOCAL: "local",
@@ -85,6 +92,15 @@ class Finding:
     usage: Usage | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Job:
+    number: int
+    since: float  # on the monotonic clock
+    weight: int  # bytes that it keeps in memory, about
+    work: Callable[[Any], object]
+    subject: Any
+
+
 class Analyst:
     """One thread and its queue. ``tools`` is called in the thread, since what it loads is too slow for a start.
 
@@ -112,7 +128,13 @@ class Analyst:
         self._found = found
         self._failed = failed
         self._redact_message = redact_message
-        self._queue: queue.SimpleQueue[tuple[Callable[[Any], object], Any] | None] = queue.SimpleQueue()
+        self.pace = Pace()
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._numbers = itertools.count(1)
+        self._last = 0  # the number of the job that the event loop queued last
+        self._queued = 0  # what all jobs weighed so far; counted by the event loop
+        self._taken = 0  # the same of those that were begun; counted by the thread
+        self._outbox: list[Callable[[], object]] = []
         self._links: dict[str, Link] = {}
         self._thread = threading.Thread(target=self._run, name="analyst", daemon=True)
 
@@ -122,33 +144,49 @@ class Analyst:
 
     def open(self, recording: Recording) -> None:
         """A request is complete. Never waits."""
-        self._queue.put((self._open, recording))
+        self._put(self._open, recording, recording.held)
 
     def close(self, recording: Recording) -> None:
         """An exchange is over. Never waits."""
-        self._queue.put((self._close, recording))
+        self._put(self._close, recording, recording.held)
+
+    def hurry(self) -> None:
+        """Somebody waits for what was queued so far. Never waits."""
+        self.pace.hurry(self._last)
 
     def forget(self, prefix: str | None) -> None:
         """Forget conversations whose id begins with ``prefix``, or all."""
-        self._queue.put((lambda begin: self._tools.linker.forget(begin or ""), prefix))
+        self._put(lambda begin: self._tools.linker.forget(begin or ""), prefix)
 
     def expire(self, now: float) -> None:
         """Drop from memory what has long been silent; it stays in the store."""
-        self._queue.put((lambda at: self._tools.linker.expire(at), now))
+        self._put(lambda at: self._tools.linker.expire(at), now)
 
     def settle(self, seconds: float) -> bool:
         """Wait until everything queued so far is done, at most so long; whether it is. Not on the event loop."""
         done = threading.Event()
-        self._queue.put((lambda event: event.set(), done))
+        number = next(self._numbers)
+        self._queue.put(_Job(number, time.monotonic(), 0, lambda event: event.set(), done))
+        self.pace.hurry(number)
         return done.wait(seconds)
 
     def stop(self, seconds: float) -> bool:
         """Finish what is queued, waiting at most so long; whether it did. Blocks: not on the event loop."""
         if not self._thread.is_alive():
             return True
+        self.pace.hurry(sys.maxsize)
         self._queue.put(None)
         self._thread.join(seconds)
         return not self._thread.is_alive()
+
+    def _put(self, work: Callable[[Any], object], subject: Any, held: int = 0) -> None:
+        """Queue a job. On the event loop."""
+        self._last = next(self._numbers)
+        weight = held + JOB_BYTES
+        self._queued += weight
+        self._queue.put(_Job(self._last, time.monotonic(), weight, work, subject))
+
+    # ---- the thread
 
     def _run(self) -> None:
         try:
@@ -156,23 +194,46 @@ class Analyst:
         except Exception as error:
             self.broken = describe_crash(error)
             self._failed(self.broken)
-        while True:
-            job = self._queue.get()
-            if job is None:
-                return
-            work, subject = job
+        while (job := self._queue.get()) is not None:
+            if not self.pace.ready(job.number) and self._queued - self._taken < EAGER_BYTES:
+                self._deliver()
+                self.pace.wait(job.number, job.since)
+            self._taken += job.weight
             try:
-                work(subject)
+                job.work(job.subject)
             except Exception as error:
                 self.errors += 1
                 self._failed(describe_crash(error))
-            del job, work, subject  # or this thread would keep the last bodies until the next request
+            del job  # or this thread would keep the last bodies until the next request
+            self.pace.done()
+            if len(self._outbox) >= OUTBOX or self._queue.empty():
+                self._deliver()
+        self._deliver()
+
+    def _tell(self, call: Callable[[], object]) -> None:
+        """Run this on the event loop soon, together with others: each time wakes it up."""
+        self._outbox.append(call)
+
+    def _deliver(self) -> None:
+        calls, self._outbox = self._outbox, []
+        if not calls:
+            return
+
+        def deliver() -> None:
+            for call in calls:
+                try:
+                    call()
+                except Exception as error:  # a listener's
+                    self.errors += 1
+                    self._failed(describe_crash(error))
+
+        self._post(deliver)
 
     # ---- a request
 
     def _open(self, recording: Recording) -> None:
         if self.broken:
-            self._post(lambda: recording.found(None))
+            self._tell(lambda: recording.found(None))
             return
         links: tuple[Link, ...] = ()
         try:
@@ -183,7 +244,7 @@ class Analyst:
             opened = self._facts(recording)
         finally:
             link = links[0] if links else None
-            self._post(lambda: recording.found(link))
+            self._tell(lambda: recording.found(link))
         self._append(recording, "opened", opened, link=link)
         for other in links[1:]:
             self._append(recording, "linked", ExchangeLinked(other), link=other)
@@ -262,7 +323,7 @@ class Analyst:
             recording.up.clear()
             recording.down.clear()
             recording.times.clear()
-            self._post(recording.released)
+            self._tell(recording.released)
 
     def _closed(self, recording: Recording) -> None:
         exchange = recording.exchange
@@ -331,7 +392,7 @@ class Analyst:
         if recording.keep != "off":
             self._tools.sink.append(record)
         finding = Finding(recording.exchange, stage, record, link, usage)
-        self._post(lambda: self._found(finding))
+        self._tell(lambda: self._found(finding))
 
 
 def _without_text(record: Record) -> Record:

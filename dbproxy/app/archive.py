@@ -19,6 +19,7 @@ import trio
 from dbproxy.app.analyst import Analyst, Finding, Tools
 from dbproxy.app.capture import MESSAGES, Capture, is_model_traffic
 from dbproxy.app.crash import describe_crash
+from dbproxy.app.pace import PATIENCE
 from dbproxy.errors import ConfigError, DbproxyError
 from dbproxy.hooks.metrics import Sample
 from dbproxy.model.link import Edge, Link
@@ -80,6 +81,7 @@ class Archive:
         storage: Storage | None = None,
         redactors: Sequence[Redactor] = (),
         active: bool = True,
+        has_policies: Callable[[], bool] = lambda: True,
     ) -> None:
         self.listeners: list[Callable[[Finding], object]] = []  # called on the event loop, must not block
         self._settings = settings
@@ -100,7 +102,12 @@ class Archive:
             failed=lambda error: journal.emit("capture_failed", level="error", error=error),
             redact_message=lambda body: self._redact("message", body.decode("utf-8", "replace")).encode(),
         )
-        self.capture = Capture(self.analyst, lambda exchange: is_model_traffic(exchange, intercepted()), active=active)
+        self.capture = Capture(
+            self.analyst,
+            lambda exchange: is_model_traffic(exchange, intercepted()),
+            active=active,
+            has_policies=has_policies,
+        )
 
     def start(self) -> None:
         """Begin to keep."""
@@ -217,7 +224,11 @@ class Archive:
             from dbproxy.store.history import StoreHistory
 
             store = Store.open(
-                self._paths.database, redact=lambda text: self._redact("search", text), on_state=self._state_changed
+                self._paths.database,
+                redact=lambda text: self._redact("search", text),
+                on_state=self._state_changed,
+                beats=lambda: self.analyst.pace.beats,
+                patience=PATIENCE,
             )
             history = StoreHistory(self._paths.database)
             self._storage = SqliteStorage(store, history)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dbproxy.app.analyst import Analyst
+    from dbproxy.app.pace import Pace
     from dbproxy.config import Settings
     from dbproxy.exchange import Exchange, Fields, LocalResponse, SendBytes
     from dbproxy.model.link import Link
@@ -50,6 +51,7 @@ class Recording:
     streams: bool  # keep arrival times
     redacts: bool  # take credentials out of bodies, too
     started: float  # Unix seconds
+    pace: Pace
     up: list[bytes] = field(default_factory=list)
     down: list[bytes] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
@@ -69,6 +71,7 @@ class Recording:
 
     def uploaded(self, data: bytes) -> None:
         """Payload of the request, as it went up."""
+        self.pace.beats += 1
         if data and self.whole:
             self._hold(self.up, data)
 
@@ -76,10 +79,12 @@ class Recording:
         """The request is complete: let it be linked. Further calls do nothing."""
         if not self.opened:
             self.opened = True
+            self.pace.beats += 1
             self.capture.analyst.open(self)
 
     def data(self, chunk: bytes) -> None:
         """Payload of the answer, as the upstream sent it."""
+        self.pace.beats += 1
         if self.whole:
             if self.streams:
                 self.times.append(trio.current_time())
@@ -91,6 +96,7 @@ class Recording:
 
     def finish(self) -> None:
         """The exchange has its outcome."""
+        self.pace.beats += 1
         self.request_read()
         self.capture.analyst.close(self)
 
@@ -148,6 +154,8 @@ class Recording:
             self.request_read()
         if self._linked is None:
             self._linked = trio.Event()
+        if self.exchange.response is None and not self._linked.is_set():
+            self.capture.analyst.hurry()  # the client waits; once it has its answer, whoever asks has time
         with trio.move_on_after(seconds):
             await self._linked.wait()
         return self.link
@@ -156,19 +164,28 @@ class Recording:
 class Capture:
     """The recordings of one proxy. One that is not ``active`` makes none."""
 
-    def __init__(self, analyst: Analyst, is_ours: Callable[[Exchange], bool], *, active: bool = True) -> None:
+    def __init__(
+        self,
+        analyst: Analyst,
+        is_ours: Callable[[Exchange], bool],
+        *,
+        active: bool = True,
+        has_policies: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """``has_policies`` says whether anybody could ask for the link or the body of an exchange that is not kept."""
         self.analyst = analyst
         self.active = active
         self.held = 0
         self.shed = 0  # transcripts lost because more was held than HELD_LIMIT
         self._is_ours = is_ours
+        self._has_policies = has_policies
 
     def begin(self, exchange: Exchange, scope: Scope | None, settings: Settings) -> Recording | None:
         """A recording for this exchange, None if nothing is to be kept of it."""
         if not self.active or not self._is_ours(exchange):
             return None
         whole = exchange.path in _WHOLE and exchange.request.method == b"POST"
-        if settings.capture == "off" and (exchange.passthrough or not whole):
+        if settings.capture == "off" and (exchange.passthrough or not whole or not self._has_policies()):
             return None  # nobody would look at it
         recording = Recording(
             self,
@@ -179,7 +196,9 @@ class Capture:
             settings.capture_stream,
             settings.redact_messages,
             time.time(),
+            self.analyst.pace,
         )
+        recording.pace.beats += 1
         exchange.attributes[_KEY] = recording
         return recording
 

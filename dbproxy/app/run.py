@@ -278,6 +278,7 @@ def _assemble(
             storage=keep.storage,
             redactors=keep.redactors,
             active=not degraded,  # whatever made the worker crash may lie there
+            has_policies=lambda: dispatch.has("intercept_request") or dispatch.has("transform_request"),
         ),
         handshakes=trio.CapacityLimiter(settings.handshake_concurrency),
         token=_token(settings, paths, degraded),

@@ -41,6 +41,11 @@ FACT_BYTES: Final = 2048
 #: A batch is committed when it reached this.
 BATCH_RECORDS: Final = 256
 BATCH_BYTES: Final = 8 * 1024 * 1024
+#: Where there is more urgent work: the records of a batch (twice as many while it stays quiet), how many times as long
+#: as it took the pause behind it is, and how many seconds without anything urgent are a quiet moment.
+BUSY_RECORDS: Final = 16
+BUSY_REST: Final = 19.0
+QUIET: Final = 0.002
 #: Seconds before a failed write is tried again: the first pause and the longest.
 RETRY: Final = (0.1, 15.0)
 
@@ -72,6 +77,8 @@ class Store:
         busy_seconds: float,
         index: bool,
         clock: Callable[[], float],
+        beats: Callable[[], int],
+        patience: float,
     ) -> None:
         self.path = path
         self._redact = redact
@@ -81,6 +88,10 @@ class Store:
         self._busy_seconds = busy_seconds
         self._index = index
         self._clock = clock
+        self._beats = beats
+        self._patience = patience
+        self._seen = -1  # the beats when it was quiet
+        self._most = BUSY_RECORDS  # of a batch that nobody waits for
         self._change = threading.Condition()
         self._queue: deque[_Entry] = deque()
         self._heavy: deque[_Entry] = deque()  # those with a transcript, oldest first
@@ -111,6 +122,8 @@ class Store:
         busy_seconds: float = 5.0,
         index: bool = True,
         clock: Callable[[], float] = time.time,
+        beats: Callable[[], int] = lambda: 0,
+        patience: float = 0.0,
     ) -> Store:
         """Start a store on the file ``path``; it is opened, made or migrated in the writer's thread.
 
@@ -118,6 +131,8 @@ class Store:
         is called in the writer's thread with the new ``state``; what was wrong and is mended is told too (a file that
         was put aside). ``queue_bytes`` bounds what waits, ``batch_seconds`` is how long records are gathered,
         ``busy_seconds`` how long another process may hold the file before that shows in ``state``.
+        ``beats`` is a number that changes while the process is busy with what is more urgent; a batch then waits for a
+        quiet moment, ``patience`` seconds at most, and is a small one. 0.0: nothing is more urgent.
         """
         store = cls(
             path,
@@ -128,6 +143,8 @@ class Store:
             busy_seconds=busy_seconds,
             index=index,
             clock=clock,
+            beats=beats,
+            patience=patience,
         )
         store._thread.start()
         return store
@@ -224,15 +241,34 @@ class Store:
         self._done += 1
         self._change.notify_all()
 
+    def _hurried(self) -> bool:
+        return self._urgent or self._closing or self._waiting > self._limit // 2
+
+    def _calm(self) -> bool:
+        """Wait for a quiet moment, for what is patient; False if there was none, and room is to be made for others."""
+        end = time.monotonic() + self._patience
+        while self._patience and self._queue and not self._hurried():
+            beats = self._beats()
+            self._change.wait(QUIET)
+            if self._beats() == beats:
+                self._most = min(2 * self._most, BATCH_RECORDS) if beats == self._seen else BUSY_RECORDS
+                self._seen = beats
+                return True
+            if time.monotonic() >= end:
+                self._most = BUSY_RECORDS
+                return False
+        return True
+
     def _take(self) -> list[_Entry]:
         """The next batch; it stays in the queue until it is written."""
         batch: list[_Entry] = []
         weight = 0
+        most = BATCH_RECORDS if self._hurried() or not self._patience else self._most
         for entry in self._queue:
             batch.append(entry)
             entry.taken = True
             weight += entry.weight
-            if len(batch) >= BATCH_RECORDS or weight >= BATCH_BYTES:
+            if len(batch) >= most or weight >= BATCH_BYTES:
                 break
         return batch
 
@@ -274,14 +310,17 @@ class Store:
                     while not self._closing and (left := end - time.monotonic()) > 0:
                         self._change.wait(left)
                 elif self._queue and not self._urgent and self._waiting <= self._limit // 2:
-                    self._change.wait_for(
-                        lambda: self._urgent or self._closing or self._waiting > self._limit // 2, self._gather
-                    )
+                    self._change.wait_for(self._hurried, self._gather)
+                calm = self._calm()
                 batch = self._take()
                 closing = self._closing
+            began = time.monotonic()
             trouble = self._attempt(batch)
             if not trouble:
                 pause = 0.0
+                if batch and not calm:
+                    with self._change:
+                        self._change.wait_for(self._hurried, (time.monotonic() - began) * BUSY_REST)
                 if closing and not self._queue:
                     if self._file is not None and self._written:
                         self._file.tidy()
