@@ -158,7 +158,7 @@ def test_what_has_room_is_verbatim(island, client):
 
 
 def test_what_has_no_room_is_named_in_the_record(island, client):
-    tokens = 11_500
+    tokens = 12_500
     outcome = compacted(island, client, DBPROXY_BUFFER_LOG_TOKENS=str(tokens))
     assert set(outcome.places) == set(FACTS)
     lost = set(FACTS) - outcome.kept
