@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 #: What an answer or a request may grow to when its content coding is undone (bytes).
 DECODED_LIMIT = 256 * 1024 * 1024
 #: What waits at most for a quiet moment, and what a job weighs beside its payload (bytes).
-EAGER_BYTES, JOB_BYTES = 32 * 1024 * 1024, 2048
+CROWD_BYTES, JOB_BYTES = 16 * 1024 * 1024, 2048
 #: Calls for the event loop that go in one parcel.
 OUTBOX = 64
 _OUTCOMES = {
@@ -195,9 +195,9 @@ class Analyst:
             self.broken = describe_crash(error)
             self._failed(self.broken)
         while (job := self._queue.get()) is not None:
-            if not self.pace.ready(job.number) and self._queued - self._taken < EAGER_BYTES:
+            if not self.pace.ready(job.number) and self._crowd() < 1.0:
                 self._deliver()
-                self.pace.wait(job.number, job.since)
+                self.pace.wait(job.number, job.since, self._crowd)
             self._taken += job.weight
             try:
                 job.work(job.subject)
@@ -209,6 +209,9 @@ class Analyst:
             if len(self._outbox) >= OUTBOX or self._queue.empty():
                 self._deliver()
         self._deliver()
+
+    def _crowd(self) -> float:
+        return (self._queued - self._taken) / CROWD_BYTES
 
     def _tell(self, call: Callable[[], object]) -> None:
         """Run this on the event loop soon, together with others: each time wakes it up."""

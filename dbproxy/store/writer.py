@@ -41,6 +41,8 @@ FACT_BYTES: Final = 2048
 #: A batch is committed when it reached this.
 BATCH_RECORDS: Final = 256
 BATCH_BYTES: Final = 8 * 1024 * 1024
+#: The part of the queue that may fill before nothing is waited for any longer; the fuller it is, the less is.
+PATIENT_PART: Final = 1 / 8
 #: Where there is more urgent work: the records of a batch (twice as many while it stays quiet), how many times as long
 #: as it took the pause behind it is, and how many seconds without anything urgent are a quiet moment.
 BUSY_RECORDS: Final = 16
@@ -184,7 +186,7 @@ class Store:
                 self._queue.append(entry)
                 if entry.weight > FACT_BYTES:
                     self._heavy.append(entry)
-                if first or self._waiting > self._limit // 2:
+                if first or self._room() <= 0.0:
                     self._change.notify_all()
         except Exception:  # nothing that a record holds may reach a request
             self._errors += 1
@@ -242,11 +244,15 @@ class Store:
         self._change.notify_all()
 
     def _hurried(self) -> bool:
-        return self._urgent or self._closing or self._waiting > self._limit // 2
+        return self._urgent or self._closing or self._room() <= 0.0
+
+    def _room(self) -> float:
+        """How much of what may wait for a quiet moment is free: below 0.0 none is."""
+        return 1.0 - self._waiting / (self._limit * PATIENT_PART)
 
     def _calm(self) -> bool:
         """Wait for a quiet moment, for what is patient; False if there was none, and room is to be made for others."""
-        end = time.monotonic() + self._patience
+        began = time.monotonic()
         while self._patience and self._queue and not self._hurried():
             beats = self._beats()
             self._change.wait(QUIET)
@@ -254,7 +260,7 @@ class Store:
                 self._most = min(2 * self._most, BATCH_RECORDS) if beats == self._seen else BUSY_RECORDS
                 self._seen = beats
                 return True
-            if time.monotonic() >= end:
+            if time.monotonic() >= began + self._patience * self._room():
                 self._most = BUSY_RECORDS
                 return False
         return True
@@ -309,7 +315,7 @@ class Store:
                     end = time.monotonic() + pause
                     while not self._closing and (left := end - time.monotonic()) > 0:
                         self._change.wait(left)
-                elif self._queue and not self._urgent and self._waiting <= self._limit // 2:
+                elif self._queue and not self._hurried():
                     self._change.wait_for(self._hurried, self._gather)
                 calm = self._calm()
                 batch = self._take()
@@ -320,7 +326,8 @@ class Store:
                 pause = 0.0
                 if batch and not calm:
                     with self._change:
-                        self._change.wait_for(self._hurried, (time.monotonic() - began) * BUSY_REST)
+                        rest = (time.monotonic() - began) * BUSY_REST * self._room()
+                        self._change.wait_for(self._hurried, max(rest, 0.0))
                 if closing and not self._queue:
                     if self._file is not None and self._written:
                         self._file.tidy()

@@ -11,6 +11,10 @@ from dbproxy.app import pace
 from dbproxy.app.pace import PATIENCE, QUIET, REST, SLICE, Pace
 
 
+def empty():
+    return 0.0
+
+
 class Traffic:
     """Counts beats as the event loop of a busy proxy does."""
 
@@ -36,7 +40,7 @@ def test_a_quiet_loop_is_not_waited_for_longer_than_it_takes_to_see_that():
     one = Pace()
     assert not one.ready(1)
     began = time.monotonic()
-    one.wait(1, began)
+    one.wait(1, began, empty)
     assert QUIET <= time.monotonic() - began < PATIENCE / 2
     assert one.ready(2)
     one.beats += 1
@@ -50,15 +54,28 @@ def test_beside_traffic_a_job_waits_for_its_patience_and_then_for_a_pause_after_
     one = Pace()
     with Traffic(one):
         began = time.monotonic()
-        one.wait(1, began)
+        one.wait(1, began, empty)
         assert time.monotonic() - began >= 0.1
         assert one.ready(2), "a slice is more than one job"
         threading.Event().wait(0.01)
         one.done()
         assert not one.ready(3)
         rest = time.monotonic()
-        one.wait(3, began)  # old enough by far
+        one.wait(3, began, empty)  # old enough by far
         assert time.monotonic() - rest >= REST * 0.01 * 0.9
+
+
+def test_the_more_waits_the_less_is_waited(monkeypatch):
+    monkeypatch.setattr(pace, "PATIENCE", 0.4)
+    monkeypatch.setattr(pace, "QUIET", 0.02)
+    one = Pace()
+    with Traffic(one):
+        took = []
+        for crowd in (0.0, 0.75, 1.0):
+            began = time.monotonic()
+            one.wait(1, began, lambda crowd=crowd: crowd)
+            took.append(time.monotonic() - began)
+    assert took[0] >= 0.4 > took[1] >= 0.1 > took[2]
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["before", "during"])
@@ -71,7 +88,7 @@ def test_what_somebody_waits_for_does_not_wait(monkeypatch, first):
     if first:
         timer.join()
     began = time.monotonic()
-    one.wait(5, began)
+    one.wait(5, began, empty)
     assert time.monotonic() - began < 5.0
     assert one.ready(4)
     assert not one.ready(6)
