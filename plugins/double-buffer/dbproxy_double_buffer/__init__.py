@@ -18,17 +18,18 @@ import trio
 
 from dbproxy.api import Edge, Exchange, Link, LocalResponse, Outcome, RequestKind, ResponseHead, hookimpl
 from dbproxy_double_buffer.buffers import Buffer, Buffers, Shelf
-from dbproxy_double_buffer.checkpoints import Base, Checkpoints
+from dbproxy_double_buffer.checkpoints import Checkpoints
 from dbproxy_double_buffer.detect import compact_trigger
-from dbproxy_double_buffer.history import Historian, History
-from dbproxy_double_buffer.log import calibrate
+from dbproxy_double_buffer.history import History
 from dbproxy_double_buffer.phases import Event, Phase
 from dbproxy_double_buffer.prompt import InstructionBook
+from dbproxy_double_buffer.reading import LINK_SECONDS, Reader
 from dbproxy_double_buffer.summary import judge
-from dbproxy_double_buffer.swap import Race, Swap, answer, is_waiting, outcome_ok, prepare, was_taken
+from dbproxy_double_buffer.swap import Race, Swap, answer, is_waiting, outcome_ok, prepare
 from dbproxy_double_buffer.tap import Tap
 from dbproxy_double_buffer.trigger import Answer, State, Thresholds, decide, log_budget
-from dbproxy_double_buffer.wall import Client, Observation, Wall, parse_version, wall
+from dbproxy_double_buffer.verdicts import Verdicts
+from dbproxy_double_buffer.wall import Client, Wall, parse_version, wall
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 
 NAME: Final = "double-buffer"
 MESSAGES: Final = "/v1/messages"
-#: Seconds to wait for the place of a compact request in its conversation.
-_LINK_SECONDS: Final = 2.0
 #: The hook that holds a compact request has 30 seconds.
 _LONGEST_HOLD: Final = 25.0
 #: An interactive conversation is asked about again after this (seconds).
@@ -55,9 +54,6 @@ class DoubleBuffer:
     def __init__(self, clock: Any = time.time) -> None:
         self.clock = clock
         self.swaps = 0
-        self.confirmed = 0
-        self.rolled_back = 0
-        self.native = 0
         self._app: App
         self._services: Services
         self._shelf: Shelf
@@ -65,8 +61,6 @@ class DoubleBuffer:
         self._dirty: set[str] = set()
         self._saving = trio.Lock()
         self._loaded = trio.Event()
-        self._historian = Historian()
-        self._reading = trio.Lock()  # the historian's memo is no two threads' at once
         self.book = InstructionBook()
         self.buffers = Buffers(self._moved)
 
@@ -81,6 +75,8 @@ class DoubleBuffer:
         folder = app.data_dir / "plugin-data" / NAME
         self._shelf = Shelf(folder / "buffers")
         self._records = folder / "swaps.jsonl"
+        self.reader = Reader(self._services)
+        self.verdicts = Verdicts(self.buffers, self.book, self.reader, emit=app.emit, clock=self.clock, keep=self._keep)
         self.checkpoints = Checkpoints(
             self.buffers, self.book, emit=app.emit, clock=self.clock, completed=self._completed
         )
@@ -142,9 +138,9 @@ class DoubleBuffer:
             "checkpoints": self.checkpoints.made,
             "failed": self.checkpoints.failed,
             "swaps": self.swaps,
-            "confirmed": self.confirmed,
-            "rolled_back": self.rolled_back,
-            "native": self.native,
+            "confirmed": self.verdicts.confirmed,
+            "rolled_back": self.verdicts.rolled_back,
+            "native": self.verdicts.native,
         }
 
     @hookimpl
@@ -155,9 +151,9 @@ class DoubleBuffer:
             "checkpoints": self.checkpoints.made,
             "checkpoints_failed": self.checkpoints.failed,
             "swaps": self.swaps,
-            "swaps_confirmed": self.confirmed,
-            "swaps_rolled_back": self.rolled_back,
-            "native_compactions": self.native,
+            "swaps_confirmed": self.verdicts.confirmed,
+            "swaps_rolled_back": self.verdicts.rolled_back,
+            "native_compactions": self.verdicts.native,
         }
         for name, value in counts.items():
             yield Sample(f"dbproxy_buffer_{name}_total", value, help=f"Of the double buffer: {name.replace('_', ' ')}.")
@@ -202,21 +198,21 @@ class DoubleBuffer:
     async def intercept_request(self, exchange: Exchange) -> LocalResponse | None:
         if exchange.body is None or exchange.path != MESSAGES or self._mode(exchange) == "off":
             return None
-        with trio.move_on_after(_LINK_SECONDS):
+        with trio.move_on_after(LINK_SECONDS):
             await self._loaded.wait()
         held = self._services.request_body(exchange)
         body = await held.read() if held is not None else None
-        history = await self._read(body, exchange) if body is not None else None
+        history = await self.reader.read(body, exchange) if body is not None else None
         if body is None or history is None or history.request is None:
             return None
-        link = await self._services.link(exchange, _LINK_SECONDS)
+        link = await self._services.link(exchange, LINK_SECONDS)
         if link is None or not link.thread:
             return None
         buffer = self.buffers.get(link.conversation, link.thread)
         buffer.last_seen = self.clock()
         exchange.attributes[NAME] = history
         if history.thread is not None:
-            history = await self._whole(history, body, exchange) or history
+            history = await self.reader.whole(history, body, exchange) or history
         request = history.request
         if request is None or not request.servable or history.thread is not None:
             self._leave(exchange, buffer, _why_native(history))
@@ -260,7 +256,7 @@ class DoubleBuffer:
 
         def native() -> None:
             trigger = history.request.trigger if history.request is not None else ""
-            self._compacted(buffer, trigger, history, exchange)
+            self.verdicts.compacted(buffer, trigger, history, exchange)
 
         return Race(
             self._services,
@@ -315,21 +311,6 @@ class DoubleBuffer:
         except OSError as error:
             self._app.emit("buffer_not_kept", level="warning", conv_id=buffer.conversation, reason=str(error))
 
-    async def _read(self, body: bytes, exchange: Exchange, earlier: tuple[bytes, ...] = ()) -> History | None:
-        async with self._reading:
-            return await trio.to_thread.run_sync(self._historian.read, body, exchange.request.fields, earlier)
-
-    async def _whole(self, history: History, body: bytes, exchange: Exchange) -> History | None:
-        """The history of a continued message thread, with the messages that the server remembers."""
-        earlier = await self._earlier(exchange)
-        return await self._read(body, exchange, earlier) if earlier else None
-
-    async def _earlier(self, exchange: Exchange) -> tuple[bytes, ...]:
-        link = await self._services.link(exchange, _LINK_SECONDS)
-        if link is None or not link.parent:
-            return ()
-        return tuple(await self._services.history(link.parent))
-
     # ---- what the client was answered
 
     @hookimpl
@@ -355,7 +336,7 @@ class DoubleBuffer:
         body = await tap.held.read() if tap.held is not None else None
         if body is None or b'"previous_message_id"' in body:
             return
-        link = await self._services.link(tap.exchange, _LINK_SECONDS)
+        link = await self._services.link(tap.exchange, LINK_SECONDS)
         if link is not None and link.kind in _SPEAKS and link.thread:
             await self._loaded.wait()
             buffer = self.buffers.get(link.conversation, link.thread)
@@ -364,7 +345,7 @@ class DoubleBuffer:
     async def answered(self, tap: Tap, *, over: bool, outcome: Outcome | None = None) -> None:
         """An answer has begun (``over`` False), or is over."""
         exchange, usage = tap.exchange, tap.answer.usage
-        link = await self._services.link(exchange, _LINK_SECONDS)
+        link = await self._services.link(exchange, LINK_SECONDS)
         if link is None or not link.thread:
             return
         await self._loaded.wait()
@@ -374,18 +355,20 @@ class DoubleBuffer:
             if over and outcome is Outcome.OK and judge(tap.answer.message, complete=tap.answer.complete).taken:
                 seen = exchange.attributes.get(NAME)
                 body = await tap.held.read() if tap.held is not None and not isinstance(seen, History) else None
-                history = seen if isinstance(seen, History) else await self._read(body, exchange) if body else None
+                history = (
+                    seen if isinstance(seen, History) else await self.reader.read(body, exchange) if body else None
+                )
                 if history is not None and history.request is not None:  # not merely a text that looks like one
-                    self._compacted(buffer, link.compaction, history, exchange)
+                    self.verdicts.compacted(buffer, link.compaction, history, exchange)
             return
         if link.kind not in _SPEAKS or link.edge is Edge.ASIDE:
             return
         if not over:
-            self._after_native(buffer, exchange, link)
+            self.verdicts.after_native(buffer, exchange, link)
         model = tap.answer.model or ""
         client = self._client(exchange, model, 0)
         if tap.head.status == 200 and not over:
-            await self._check_swap(buffer, tap, link)
+            await self.verdicts.check_swap(buffer, tap, link)
         if usage.prompt_tokens <= 0 or (over and (outcome is None or not outcome_ok(outcome))):
             return
         tokens = usage.context_tokens if over else usage.prompt_tokens
@@ -430,7 +413,7 @@ class DoubleBuffer:
             )
             return
         before = _stand(buffer)
-        base = await self._base(tap, link, tokens)
+        base = await self.reader.base(tap, buffer, link, tokens)
         if base is None or _stand(buffer) != before:
             return  # the client compacted meanwhile
         known = any(item.chain == base.chain and item.model == base.model for item in buffer.checkpoints)
@@ -451,7 +434,7 @@ class DoubleBuffer:
         if not buffer.checkpoints or place == buffer.place:
             return
         body = await tap.held.read() if tap.held is not None else None
-        history = await self._read(body, tap.exchange) if body is not None else None
+        history = await self.reader.read(body, tap.exchange) if body is not None else None
         if history is None or history.thread is not None:
             return
         fits = buffer.fitting(history.chains, history.model)
@@ -461,146 +444,6 @@ class DoubleBuffer:
             self.buffers.move(buffer, Event.STALE)
         elif fits is not None and buffer.phase is Phase.IDLE:
             self.buffers.move(buffer, Event.KEPT)
-
-    async def _base(self, tap: Tap, link: Link, tokens: int) -> Base | None:
-        """The request of this answer as the base of a checkpoint, None if it cannot be one."""
-        exchange = tap.exchange
-        body = await tap.held.read() if tap.held is not None else None
-        history = await self._read(body, exchange) if body is not None else None
-        if body is None or history is None or history.request is not None or not history.spans:
-            return None
-        buffer = self.buffers.get(link.conversation, link.thread)
-        if history.thread is not None:
-            whole = await self._whole_body(exchange, link, history)
-            if whole is None:
-                return None
-            body = whole
-            history = await self._read(body, exchange)
-            if history is None:
-                return None
-        buffer.bytes_per_token = calibrate(len(body), tokens)
-        buffer.place = link.branch, tap.answer.model or ""
-        fields = exchange.request.fields
-        account = _digest(fields.get(b"authorization") or fields.get(b"x-api-key") or b"")
-        return Base(
-            exchange,
-            exchange.id,
-            exchange.request,
-            body,
-            history.chain,
-            len(history.spans),
-            tokens,
-            history.model,
-            account,
-            parse_version((fields.get(b"user-agent") or b"").decode("latin-1")),
-            tap.answer.model or "",
-        )
-
-    async def _whole_body(self, exchange: Exchange, link: Link, history: History) -> bytes | None:
-        """A full body for a continued thread: that of its newest whole request, with all messages since."""
-        buffer = self.buffers.find(link.conversation, link.thread)
-        if buffer is None or not buffer.full:
-            return None
-        whole = await self._services.stored_body(buffer.full)
-        earlier = await self._earlier(exchange)
-        if whole is None or not earlier:
-            return None
-        from dbproxy.api import json_members
-
-        members = json_members(whole)
-        place = next((m for m in members or () if m.key == b"messages"), None)
-        if place is None:
-            return None
-        messages = b"[" + b",".join([*earlier, *history.spans]) + b"]"
-        return whole[: place.start] + messages + whole[place.end :]
-
-    async def _check_swap(self, buffer: Buffer, tap: Tap, link: Link) -> None:
-        """Was what we served taken? The client's next request says so, by its header or by our own words in it."""
-        served = buffer.served
-        if served is None or tap.exchange.id <= served.exchange:
-            return
-        if buffer.phase is not Phase.PROVISIONAL and link.edge in (Edge.NEXT, Edge.RETRY):
-            return
-        body = await tap.held.read() if tap.held is not None else None
-        history = await self._read(body, tap.exchange) if body is not None else None
-        if body is None or history is None or buffer.served is not served:
-            return
-        goes_on = served.chain in history.chains or history.thread is not None
-        words = was_taken(served, body)
-        said = tap.exchange.request.fields.get(b"x-claude-code-context-compacted") is not None
-        if not goes_on and (words or (said and link.kind is RequestKind.AFTER_COMPACTION)):
-            self.confirmed += 1
-            self._app.emit(
-                "swap_confirmed",
-                conv_id=buffer.conversation,
-                thread=buffer.thread,
-                checkpoint=served.checkpoint,
-                by="words" if words else "header",
-            )
-            self.buffers.halt(buffer)
-            buffer.checkpoints, buffer.served = [], None
-            buffer.tokens, buffer.basis = 0, 0
-            self.buffers.move(buffer, Event.CONFIRMED)
-            self._keep(buffer)
-        elif buffer.phase is Phase.PROVISIONAL:
-            self.rolled_back += 1
-            self._app.emit(
-                "swap_rejected",
-                level="warning",
-                conv_id=buffer.conversation,
-                thread=buffer.thread,
-                checkpoint=served.checkpoint,
-                reason="the client went on without it" if goes_on else "the client went another way",
-            )
-            self.buffers.move(buffer, Event.ROLLED_BACK)
-            self._keep(buffer)
-
-    def _after_native(self, buffer: Buffer, exchange: Exchange, link: Link) -> None:
-        """The client speaks again after the model had made it a summary: has it taken that summary, or put it by?"""
-        took = link.kind is RequestKind.AFTER_COMPACTION or link.edge is Edge.COMPACTED
-        buffer.spoke = max(buffer.spoke, exchange.id)
-        buffer.took = max(buffer.took, exchange.id) if took else buffer.took
-        if exchange.id > buffer.native:
-            self._judge_native(buffer)
-
-    @staticmethod
-    def _judge_native(buffer: Buffer) -> None:
-        """What the client said since the model's summary shows whether that was a compaction at its wall."""
-        if buffer.spoke <= buffer.native:
-            return
-        took, buffer.native = buffer.took > buffer.native, ""
-        if took:
-            buffer.precomputed = False
-        elif buffer.asked:
-            buffer.precomputed, buffer.observed = True, buffer.observed[:-1]
-        buffer.asked = False
-
-    def _compacted(self, buffer: Buffer, trigger: str, history: History | None, exchange: Exchange) -> None:
-        """The client got a summary from the model: learn from it."""
-        self.native += 1
-        # Answers are looked at some time after they came: the client may have gone on already.
-        tokens = buffer.at_wall if buffer.native == exchange.id or buffer.spoke > exchange.id else buffer.tokens
-        if trigger in ("auto", "reactive") and tokens:
-            seen = [*buffer.observed, Observation(tokens, trigger, self.clock())]
-            buffer.observed, buffer.asked = seen[-8:], True
-        buffer.native = exchange.id
-        if history is not None and history.request is not None and history.request.servable:
-            agent = (exchange.request.fields.get(b"user-agent") or b"").decode("latin-1")
-            self.book.learn(parse_version(agent), history.request.instruction)
-        self._app.emit(
-            "compaction_observed",
-            conv_id=buffer.conversation,
-            thread=buffer.thread,
-            trigger=trigger,
-            tokens=tokens,
-            seconds=round(trio.current_time() - exchange.timings.received, 2),
-        )
-        self.buffers.halt(buffer)
-        if buffer.phase is not Phase.IDLE:
-            self.buffers.move(buffer, Event.COMPACTED)
-        buffer.checkpoints, buffer.served, buffer.basis = [], None, 0
-        self._judge_native(buffer)
-        self._keep(buffer)
 
     # ---- settings and facts
 
@@ -667,12 +510,6 @@ def _why_native(history: History) -> str:
     if request is None or history.thread is not None:
         return "a message thread whose history is not stored"
     return "the user gave instructions" if request.words else f"a {request.kind} summary is asked for"
-
-
-def _digest(value: bytes) -> str:
-    import hashlib
-
-    return hashlib.sha256(value).hexdigest()[:16] if value else ""
 
 
 def _append(file: Any, line: str) -> None:
