@@ -7,8 +7,6 @@ called, nothing is answered; a subagent has a buffer of its own.
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from dataclasses import replace
 from functools import partial
@@ -20,6 +18,7 @@ from dbproxy.api import Edge, Exchange, Link, LocalResponse, Outcome, RequestKin
 from dbproxy_double_buffer.buffers import Buffer, Buffers, Shelf
 from dbproxy_double_buffer.checkpoints import Checkpoints
 from dbproxy_double_buffer.detect import compact_trigger
+from dbproxy_double_buffer.files import append_line, read_document, write_document
 from dbproxy_double_buffer.history import History
 from dbproxy_double_buffer.phases import Event, Phase
 from dbproxy_double_buffer.prompt import InstructionBook
@@ -33,6 +32,7 @@ from dbproxy_double_buffer.wall import Client, Wall, parse_version, wall
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
     from dbproxy.api import App, Sample, Service, Services
 
@@ -57,7 +57,8 @@ class DoubleBuffer:
         self._app: App
         self._services: Services
         self._shelf: Shelf
-        self._records: Any = None
+        self._records: Path
+        self._instructions: Path
         self._dirty: set[str] = set()
         self._saving = trio.Lock()
         self._loaded = trio.Event()
@@ -75,6 +76,8 @@ class DoubleBuffer:
         folder = app.data_dir / "plugin-data" / NAME
         self._shelf = Shelf(folder / "buffers")
         self._records = folder / "swaps.jsonl"
+        self._instructions = folder / "instructions.json"
+        self.book.restore((await trio.to_thread.run_sync(read_document, self._instructions)).get("instructions"))
         self.reader = Reader(self._services)
         self.verdicts = Verdicts(self.buffers, self.book, self.reader, emit=app.emit, clock=self.clock, keep=self._keep)
         self.checkpoints = Checkpoints(
@@ -106,6 +109,13 @@ class DoubleBuffer:
 
     async def _save(self) -> None:
         async with self._saving:
+            if self.book.changed:
+                self.book.changed = False
+                known = {"instructions": self.book.to_json()}
+                try:
+                    await trio.to_thread.run_sync(write_document, self._instructions, known)
+                except OSError as error:
+                    self._app.emit("buffer_not_kept", level="warning", reason=str(error))
             dirty, self._dirty = self._dirty, set()
             for conversation in dirty:
                 kept = [b.to_json() for b in self.buffers.of(conversation) if b.checkpoints or b.served or b.observed]
@@ -307,7 +317,7 @@ class DoubleBuffer:
         self._keep(buffer)
         line = {"at": self.clock(), "conv_id": buffer.conversation, "thread": buffer.thread, **record}
         try:
-            await trio.to_thread.run_sync(_append, self._records, json.dumps(line))
+            await trio.to_thread.run_sync(append_line, self._records, line)
         except OSError as error:
             self._app.emit("buffer_not_kept", level="warning", conv_id=buffer.conversation, reason=str(error))
 
@@ -510,10 +520,3 @@ def _why_native(history: History) -> str:
     if request is None or history.thread is not None:
         return "a message thread whose history is not stored"
     return "the user gave instructions" if request.words else f"a {request.kind} summary is asked for"
-
-
-def _append(file: Any, line: str) -> None:
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    with os.fdopen(descriptor, "a", encoding="utf-8") as stream:
-        stream.write(line + "\n")

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from dbproxy_double_buffer.files import write_document
 from dbproxy_double_buffer.phases import Event, Phase, next_phase
 from dbproxy_double_buffer.wall import Client, Observation
 
@@ -281,18 +281,7 @@ class Shelf:
         if not kept:
             file.unlink(missing_ok=True)
             return
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        document = {"format": FORMAT, "conversation": conversation, "saved": at, "buffers": kept}
-        part = file.with_suffix(f".{os.getpid()}.part")
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogatepass") as stream:
-                json.dump(document, stream)
-            part.replace(file)
-        except BaseException:
-            with suppress(OSError):
-                part.unlink()
-            raise
+        write_document(file, {"format": FORMAT, "conversation": conversation, "saved": at, "buffers": kept})
 
     def load(self, now: float, ttl: float) -> list[Buffer]:
         """What was kept and is not too old; files that are too old or cannot be read are removed."""

@@ -8,6 +8,7 @@ or nothing comes out.
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
@@ -56,18 +57,26 @@ _OF_ONE_REQUEST: Final = frozenset(
         b"expect",
     }
 )
+#: So many versions' instructions are kept: those learned last.
+_VERSIONS: Final = 20
+_VERSION: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,9}")
 
 
 class InstructionBook:
     """The client's own instructions, learned from its requests; ours where none was seen."""
 
     def __init__(self) -> None:
+        self.changed = False  # since it was kept
         self._known: dict[Version, str] = {}
 
     def learn(self, version: Version, instruction: str) -> None:
         """Keep the text with which this version asks for a full summary (without words of the user's)."""
-        if version and len(instruction) < 100_000:
+        if version and len(instruction) < 100_000 and self._known.get(version) != instruction:
+            self._known.pop(version, None)
             self._known[version] = instruction
+            self.changed = True
+            while len(self._known) > _VERSIONS:
+                del self._known[next(iter(self._known))]
 
     def text(self, version: Version) -> str:
         """What to ask a model with."""
@@ -77,14 +86,12 @@ class InstructionBook:
         """For keeping over restarts."""
         return {".".join(map(str, version)): text for version, text in self._known.items()}
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> InstructionBook:
-        """What was kept; anything odd is left out."""
-        book = cls()
-        for version, text in value.items():
-            if isinstance(text, str) and all(part.isdigit() for part in version.split(".")):
-                book.learn(tuple(int(part) for part in version.split(".")), text)
-        return book
+    def restore(self, value: object) -> None:
+        """Take what `to_json` gave an earlier process; anything odd is left out."""
+        for version, text in value.items() if isinstance(value, dict) else ():
+            if isinstance(text, str) and text and _VERSION.fullmatch(version):
+                self.learn(tuple(int(part) for part in version.split(".")), text)
+        self.changed = False
 
 
 def checkpoint_body(live: bytes, instruction: str) -> bytes | None:

@@ -135,8 +135,26 @@ def test_the_clients_own_instruction_is_learned_per_version():
     book.learn((2, 1, 329), "their words")
     assert book.text((2, 1, 329)) == "their words"
     assert book.text((2, 1, 112)) == OWN_INSTRUCTION
-    assert InstructionBook.from_json(book.to_json()).text((2, 1, 329)) == "their words"
-    assert InstructionBook.from_json({"x": "y", "1.2": 5}).to_json() == {}
+    assert book.changed
+    again = InstructionBook()
+    again.restore(json.loads(json.dumps(book.to_json())))
+    assert again.text((2, 1, 329)) == "their words"
+    assert not again.changed
+    again.learn((2, 1, 329), "their words")
+    assert not again.changed  # nothing new
+    for number in range(40):
+        again.learn((3, number), "words")
+    assert len(again.to_json()) == 20
+    assert again.text((3, 39)) == "words"
+
+
+@pytest.mark.parametrize(
+    "kept", [None, 5, [], "x", {"x": "y", "1.2": 5, "²": "y", "": "y", "1.": "y", "1" * 5000: "y"}]
+)
+def test_kept_instructions_that_are_odd_are_none(kept):
+    book = InstructionBook()
+    book.restore(kept)
+    assert book.to_json() == {}
 
 
 def test_our_own_instruction_is_recognised_as_one():
