@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 #: Seconds without anything passing after which the loop counts as quiet.
 QUIET = 0.002
-#: Seconds that a job waits at most for such a moment.
-PATIENCE = 0.5
+#: Seconds that a job waits at most for such a moment, and how old one may grow before none waits for anything.
+PATIENCE, OLDEST = 0.25, 1.25
 #: Seconds of work in one go, and how long that may become while every look between finds the loop quiet. It is short,
 #: since work that keeps the only core busy makes the loop look quiet.
 SLICE, LONG_SLICE = 0.001, 0.008
@@ -58,10 +58,10 @@ class Pace:
     def wait(self, number: int, since: float, crowd: Callable[[], float]) -> None:
         """Wait for the moment to begin a job, which was queued at ``since`` on the monotonic clock.
 
-        ``crowd`` is how much waits, as a part of what may at most: the more, the shorter are patience and pauses.
+        ``crowd`` is how much waits, as a part of what may at most: the more and the longer, the shorter the pauses.
         """
         self._began = 0.0
-        while (room := 1.0 - crowd()) > 0.0:
+        while (room := 1.0 - max(crowd(), (time.monotonic() - since - PATIENCE) / (OLDEST - PATIENCE))) > 0.0:
             self._hurried.clear()
             if number <= self._hurry_to:
                 return

@@ -43,6 +43,8 @@ BATCH_RECORDS: Final = 256
 BATCH_BYTES: Final = 8 * 1024 * 1024
 #: The part of the queue that may fill before nothing is waited for any longer; the fuller it is, the less is.
 PATIENT_PART: Final = 1 / 8
+#: Seconds behind its patience after which a record is written however busy the process is.
+OLDEST: Final = 1.0
 #: Where there is more urgent work: the records of a batch (twice as many while it stays quiet), how many times as long
 #: as it took the pause behind it is, and how many seconds without anything urgent are a quiet moment.
 BUSY_RECORDS: Final = 16
@@ -247,8 +249,9 @@ class Store:
         return self._urgent or self._closing or self._room() <= 0.0
 
     def _room(self) -> float:
-        """How much of what may wait for a quiet moment is free: below 0.0 none is."""
-        return 1.0 - self._waiting / (self._limit * PATIENT_PART)
+        """How much of what may wait for a quiet moment, and of the time that it may, is free: below 0.0 none is."""
+        age = time.monotonic() - self._queue[0].since if self._queue and self._patience else 0.0
+        return 1.0 - max(self._waiting / (self._limit * PATIENT_PART), (age - self._patience) / OLDEST)
 
     def _calm(self) -> bool:
         """Wait for a quiet moment, for what is patient; False if there was none, and room is to be made for others."""
@@ -493,11 +496,12 @@ class Store:
 class _Entry:
     """A record on its way into the file."""
 
-    __slots__ = ("queued", "record", "shed", "taken", "weight")
+    __slots__ = ("queued", "record", "shed", "since", "taken", "weight")
 
     def __init__(self, record: Record, weight: int) -> None:
         self.record = record
         self.weight = weight
+        self.since = time.monotonic()
         self.shed = 0  # bytes of transcript that it lost
         self.taken = False  # in the batch that is being written
         self.queued = True

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from dbproxy.app import pace
-from dbproxy.app.pace import PATIENCE, QUIET, REST, SLICE, Pace
+from dbproxy.app.pace import OLDEST, PATIENCE, QUIET, REST, SLICE, Pace
 
 
 def empty():
@@ -61,8 +61,8 @@ def test_beside_traffic_a_job_waits_for_its_patience_and_then_for_a_pause_after_
         one.done()
         assert not one.ready(3)
         rest = time.monotonic()
-        one.wait(3, began, empty)  # old enough by far
-        assert time.monotonic() - rest >= REST * 0.01 * 0.9
+        one.wait(3, began, empty)  # old enough, and what grows older rests less
+        assert time.monotonic() - rest >= REST * 0.01 * 0.7
 
 
 def test_the_more_waits_the_less_is_waited(monkeypatch):
@@ -78,9 +78,18 @@ def test_the_more_waits_the_less_is_waited(monkeypatch):
     assert took[0] >= 0.4 > took[1] >= 0.1 > took[2]
 
 
+def test_what_is_old_waits_for_nothing():
+    one = Pace()
+    with Traffic(one):
+        began = time.monotonic()
+        one.wait(1, began - OLDEST, empty)
+        assert time.monotonic() - began < QUIET
+
+
 @pytest.mark.parametrize("first", [True, False], ids=["before", "during"])
 def test_what_somebody_waits_for_does_not_wait(monkeypatch, first):
     monkeypatch.setattr(pace, "PATIENCE", 20.0)
+    monkeypatch.setattr(pace, "OLDEST", 40.0)
     monkeypatch.setattr(pace, "QUIET", 10.0)
     one = Pace()
     timer = threading.Timer(0.0 if first else 0.1, one.hurry, (5,))
