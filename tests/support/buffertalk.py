@@ -12,7 +12,7 @@ import trio.testing
 from dbproxy_double_buffer import DoubleBuffer
 from rig import Rig, open_rig
 
-from dbproxy.testing.conversation import Conversation, Settings
+from dbproxy.testing.conversation import Conversation, Settings, _with_instruction
 from dbproxy.testing.http_client import Way
 from dbproxy.testing.origin import Answer, Script, say, tool_use
 from dbproxy.testing.origin.summaries import summary_answer
@@ -163,6 +163,27 @@ def opening(talk: Conversation) -> str:
 def compactions(talk: Conversation) -> list[Any]:
     """The client's compaction requests."""
     return [attempt for attempt in talk.client.attempts if attempt.kind == "compaction"]
+
+
+async def compact_once(talk: Conversation, *, why: str = "auto", messages: list[Any] | None = None) -> Any:
+    """One compaction request by hand, its answer's text and bytes."""
+    thread = talk.main
+    sent = {**talk._body(thread, messages or _with_instruction(thread.messages), "compaction"), "stream": True}
+    encoded = json.dumps(sent, ensure_ascii=False, separators=(",", ":")).encode()
+    return await talk.client.request(
+        "POST",
+        "/v1/messages?beta=true",
+        talk._fields(thread, "compaction", why, "", len(encoded)),
+        encoded,
+        kind="compaction",
+        take=lambda _, data: None,
+    )
+
+
+def text_of(attempt: Any) -> str:
+    """The text of a streamed answer."""
+    events = [json.loads(line[6:]) for line in attempt.answer_body.decode().splitlines() if line.startswith("data: ")]
+    return "".join(e["delta"].get("text", "") for e in events if e["type"] == "content_block_delta")
 
 
 async def until(done: Callable[[], object], why: Callable[[], str] = str, seconds: float = 5.0) -> None:

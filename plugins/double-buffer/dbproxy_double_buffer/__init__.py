@@ -27,7 +27,7 @@ from dbproxy_double_buffer.summary import judge
 from dbproxy_double_buffer.swap import Race, Swap, answer, is_waiting, outcome_ok, prepare
 from dbproxy_double_buffer.tap import Tap
 from dbproxy_double_buffer.trigger import Answer, State, Thresholds, decide, log_budget
-from dbproxy_double_buffer.verdicts import Verdicts
+from dbproxy_double_buffer.verdicts import Verdicts, summary_size, would_serve
 from dbproxy_double_buffer.wall import Client, Wall, parse_version, wall
 
 if TYPE_CHECKING:
@@ -223,11 +223,13 @@ class DoubleBuffer:
         exchange.attributes[NAME] = history
         if history.thread is not None:
             history = await self.reader.whole(history, body, exchange) or history
+            exchange.attributes[NAME] = history
         request = history.request
         if request is None or not request.servable or history.thread is not None:
             self._leave(exchange, buffer, _why_native(history))
             return None
         if self._mode(exchange) != "on":
+            self._leave(exchange, buffer, "observing")
             return None
         return await self._serve(exchange, body, buffer, history)
 
@@ -315,9 +317,12 @@ class DoubleBuffer:
         )
         self._services.note(buffer.conversation, swap={"thread": buffer.thread, **record})
         self._keep(buffer)
-        line = {"at": self.clock(), "conv_id": buffer.conversation, "thread": buffer.thread, **record}
+        await self._record(buffer, "on", record)
+
+    async def _record(self, buffer: Buffer, mode: str, record: Mapping[str, object]) -> None:
+        about = {"at": self.clock(), "conv_id": buffer.conversation, "thread": buffer.thread, "mode": mode}
         try:
-            await trio.to_thread.run_sync(append_line, self._records, line)
+            await trio.to_thread.run_sync(append_line, self._records, {**about, **record})
         except OSError as error:
             self._app.emit("buffer_not_kept", level="warning", conv_id=buffer.conversation, reason=str(error))
 
@@ -369,7 +374,7 @@ class DoubleBuffer:
                     seen if isinstance(seen, History) else await self.reader.read(body, exchange) if body else None
                 )
                 if history is not None and history.request is not None:  # not merely a text that looks like one
-                    self.verdicts.compacted(buffer, link.compaction, history, exchange)
+                    await self._observe(buffer, tap, link, history)
             return
         if link.kind not in _SPEAKS or link.edge is Edge.ASIDE:
             return
@@ -385,6 +390,16 @@ class DoubleBuffer:
         if over:
             buffer.measure(tokens, self.clock())
         await self._consider(buffer, tap, link, client, tokens)
+
+    async def _observe(self, buffer: Buffer, tap: Tap, link: Link, history: History) -> None:
+        """The model made the client's summary. In observe mode: what would we have served instead?"""
+        exchange = tap.exchange
+        observing = self._mode(exchange) == "observe"
+        would = await self._swap(exchange, buffer, history) if observing else None
+        about = summary_size(tap.answer.message, tap.answer.usage)
+        seen = self.verdicts.compacted(buffer, link.compaction, history, exchange, about=about, would=would)
+        if observing:
+            await self._record(buffer, "observe", {"exchange_id": exchange.id, **seen, "would": would_serve(would)})
 
     async def _consider(self, buffer: Buffer, tap: Tap, link: Link, client: Client, tokens: int) -> None:
         exchange = tap.exchange

@@ -7,24 +7,38 @@ of time is no wall.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
 from dbproxy.api import Edge, RequestKind
 from dbproxy_double_buffer.phases import Event, Phase
+from dbproxy_double_buffer.summary import extract, text_of
 from dbproxy_double_buffer.swap import was_taken
 from dbproxy_double_buffer.wall import Observation, parse_version
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-    from dbproxy.api import Emit, Exchange, Link
+    from dbproxy.api import Emit, Exchange, Link, Usage
     from dbproxy_double_buffer.buffers import Buffer, Buffers
     from dbproxy_double_buffer.history import History
     from dbproxy_double_buffer.prompt import InstructionBook
     from dbproxy_double_buffer.reading import Reader
+    from dbproxy_double_buffer.swap import Swap
     from dbproxy_double_buffer.tap import Tap
+
+#: Of a swap's record, what says something of a swap that was not served.
+_WOULD: Final = (
+    "checkpoint",
+    "checkpoint_tokens",
+    "cache_share",
+    "tokens_after",
+    "log_messages",
+    "log_tokens",
+    "kept",
+    "shortened",
+)
 
 
 class Verdicts:
@@ -99,8 +113,18 @@ class Verdicts:
         if exchange.id > buffer.native:
             _judge_native(buffer)
 
-    def compacted(self, buffer: Buffer, trigger: str, history: History | None, exchange: Exchange) -> None:
-        """The client got a summary from the model: learn from it."""
+    def compacted(
+        self,
+        buffer: Buffer,
+        trigger: str,
+        history: History | None,
+        exchange: Exchange,
+        *,
+        about: Mapping[str, int] | None = None,
+        would: Swap | None = None,
+    ) -> dict[str, Any]:
+        """The client got a summary from the model: learn from it. Gives what is said of it: the context (tokens), how
+        long the client waited (seconds), and ``about`` the summary; ``would`` is what we would have served."""
         self.native += 1
         # Answers are looked at some time after they came: the client may have gone on already.
         tokens = buffer.at_wall if buffer.native == exchange.id or buffer.spoke > exchange.id else buffer.tokens
@@ -111,13 +135,17 @@ class Verdicts:
         if history is not None and history.request is not None and history.request.servable:
             agent = (exchange.request.fields.get(b"user-agent") or b"").decode("latin-1")
             self._book.learn(parse_version(agent), history.request.instruction)
+        # Its end may be looked at long after it came.
+        ended = exchange.timings.finished or trio.current_time()
+        seconds = round(ended - exchange.timings.received, 2)
+        seen = {"trigger": trigger, "tokens": tokens, "seconds": seconds, **(about or {})}
+        served = would_serve(would) or {}
         self._emit(
             "compaction_observed",
             conv_id=buffer.conversation,
             thread=buffer.thread,
-            trigger=trigger,
-            tokens=tokens,
-            seconds=round(trio.current_time() - exchange.timings.received, 2),
+            **seen,
+            **{f"would_{name}": len(value) if isinstance(value, list) else value for name, value in served.items()},
         )
         self._buffers.halt(buffer)
         if buffer.phase is not Phase.IDLE:
@@ -125,6 +153,7 @@ class Verdicts:
         buffer.checkpoints, buffer.served, buffer.basis = [], None, 0
         _judge_native(buffer)
         self._keep(buffer)
+        return seen
 
 
 def _judge_native(buffer: Buffer) -> None:
@@ -137,3 +166,14 @@ def _judge_native(buffer: Buffer) -> None:
     elif buffer.asked:
         buffer.precomputed, buffer.observed = True, buffer.observed[:-1]
     buffer.asked = False
+
+
+def summary_size(message: Mapping[str, Any], usage: Usage) -> dict[str, int]:
+    """How large the model's summary is: its own text (bytes), and the whole answer (output tokens)."""
+    summary = extract(text_of(message)).summary
+    return {"summary_bytes": len(summary.encode("utf-8", "replace")), "summary_tokens": usage.output_tokens}
+
+
+def would_serve(swap: Swap | None) -> dict[str, Any] | None:
+    """What of a swap's record stands beside a compaction that the model made; None if nothing could be served."""
+    return None if swap is None else {name: swap.served.record[name] for name in _WOULD}
