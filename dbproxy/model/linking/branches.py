@@ -8,14 +8,17 @@ branch, unless the conversation had gone on from there.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from operator import attrgetter
+from typing import TYPE_CHECKING, Final
 
 from dbproxy.model.link import Edge
 from dbproxy.model.linking import chains
-from dbproxy.model.linking.state import OK, Branch, Node, Thread
+from dbproxy.model.linking.state import OK, Branch, Node, Thread, furthest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+_AGE: Final = attrgetter("at", "id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,25 +110,23 @@ def follow(thread: Thread, holders: Iterable[Branch], depth: int) -> tuple[Node 
     That is the one whose own messages reach furthest without going beyond; if the first ones were never seen alone, the
     earliest that holds them.
     """
-    choice: list[tuple[tuple[int, bool, float, str], Node, Branch]] = []
-    first: list[tuple[float, str, Node, Branch]] = []
+    choice: list[tuple[Node, Branch]] = []
+    first: list[tuple[Node, Branch]] = []
     for holder in holders:
         branch: Branch | None = holder
         limit = depth
         while branch:
-            for node in branch.nodes:
-                if node.tip <= limit:
-                    choice.append(((node.tip, node.state == OK, node.at, node.id), node, holder))
-                else:
-                    first.append((node.at, node.id, node, holder))
+            within = furthest([node for node in branch.nodes if node.tip <= limit])
+            if within:
+                choice.append((within, holder))
+            elif branch.nodes:
+                first.append((min(branch.nodes, key=_AGE), holder))
             limit = min(limit, branch.base)
             branch = thread.branch(branch.origin)
     if choice:
-        _, node, holder = max(choice, key=lambda item: item[0])
-        return node, holder
+        return max(choice, key=lambda item: (item[0].tip, item[0].state == OK, item[0].at, item[0].id))
     if first:
-        _, _, node, holder = min(first, key=lambda item: item[:2])
-        return node, holder
+        return min(first, key=lambda item: _AGE(item[0]))
     return None, next(iter(holders))
 
 
@@ -155,11 +156,15 @@ def _named(thread: Thread, seen: Seen) -> Node | None:
 def _repeat(thread: Thread, best: list[Branch], seen: Seen, named: Node | None) -> Place:
     """All messages are known: a retry, unless that history was answered and the conversation went on from it."""
     depth = seen.depth
-    same = [(node, branch) for branch in best for node in branch.nodes if node.tip == depth]
+    same = [
+        (max(nodes, key=_AGE), branch)
+        for branch in best
+        if (nodes := [node for node in branch.nodes if node.tip == depth])
+    ]
     if not same:
         parent, branch = follow(thread, best, depth - 1)
         return Place(Edge.REWIND, branch.number, depth - 1, parent, "known messages")
-    node, branch = max(same, key=lambda pair: (pair[0].at, pair[0].id))
+    node, branch = max(same, key=lambda pair: _AGE(pair[0]))
     prompt = bool(seen.prompt_id) and seen.prompt_id == node.prompt_id
     if node.state != OK or branch.depth == depth or prompt:
         return Place(Edge.RETRY, branch.number, depth, node, "same messages")

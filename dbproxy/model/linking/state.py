@@ -8,6 +8,7 @@ their arrival; numbers of branches and spawns are given once and never change.
 from __future__ import annotations
 
 import zlib
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -68,7 +69,17 @@ class Branch(msgspec.Struct):
     @property
     def tip(self) -> Node | None:
         """The exchange that reaches furthest; of several attempts one that succeeded, else the latest."""
-        return max(self.nodes, key=lambda node: (node.tip, node.state == OK, node.at, node.id), default=None)
+        return furthest(self.nodes)
+
+
+def furthest(nodes: list[Node]) -> Node | None:
+    """The exchange that reaches furthest; of several attempts one that succeeded, else the latest. A conversation has
+    thousands, and this is asked several times for each request."""
+    if not nodes:
+        return None
+    tip = max([node.tip for node in nodes])
+    there = [node for node in nodes if node.tip == tip]
+    return max([node for node in there if node.state == OK] or there, key=_AGE)
 
 
 class Thread(msgspec.Struct):
@@ -131,6 +142,7 @@ class Conversation(msgspec.Struct):
         return found
 
 
+_AGE: Final = attrgetter("at", "id")
 _ENCODE: Final = msgspec.msgpack.Encoder().encode
 _DECODE: Final = msgspec.msgpack.Decoder(Conversation).decode
 
