@@ -439,7 +439,8 @@ class DoubleBuffer:
             return
         before = _stand(buffer)
         base = await self.reader.base(tap, buffer, link, tokens)
-        if base is None or _stand(buffer) != before:
+        gone = self.buffers.find(buffer.conversation, buffer.thread) is not buffer  # somebody reset the conversation
+        if base is None or gone or _stand(buffer) != before:
             return  # the client compacted meanwhile
         known = any(item.chain == base.chain and item.model == base.model for item in buffer.checkpoints)
         if known or buffer.tried == (base.chain, base.account):
