@@ -18,6 +18,8 @@ HOUR, DAY = 3600.0, 86_400.0
 
 @pytest.fixture
 def file(tmp_path):
+    global NOW  # of this test: the whole run takes long
+    NOW = time.time()
     made = UsageFile(tmp_path / "data" / "dbproxy.sqlite")
     made.conversation("session-a", "Mend the parser")
     made.conversation("session-b", "")
