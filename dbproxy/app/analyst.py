@@ -254,7 +254,7 @@ class Analyst:
         if link is not None:
             self._links[opened.id] = link
 
-    def _facts(self, recording: Recording) -> ExchangeOpened:
+    def _facts(self, recording: Recording, named: str = "") -> ExchangeOpened:
         exchange, scope = recording.exchange, recording.scope
         fields = exchange.request.fields
         return ExchangeOpened(
@@ -268,24 +268,24 @@ class Analyst:
             project=project(scope),
             labels=tuple(scope.labels.items()) if scope is not None else (),
             client=(fields.get(b"user-agent") or b"").decode("latin-1"),
-            account=_account(fields, "", self._key),
+            account=_account(fields, named, self._key),
             headers=redact.redact_headers(text_pairs(fields), self._key),
         )
 
     def _opened(self, recording: Recording) -> tuple[ExchangeOpened, tuple[Link, ...]]:
-        facts = self._facts(recording)
         if not recording.whole or recording.shed:
-            return facts, ()
+            return self._facts(recording), ()
         fields = recording.exchange.request.fields
         coding = _coding(fields)
         sent = recording.up[0] if len(recording.up) == 1 else b"".join(recording.up)
         raw = decoded_body(fields, [sent])
         if raw is None:
+            facts = self._facts(recording)
             if recording.redacts:
                 return facts, ()  # nobody can say what is in it
             return replace(facts, body=RequestBody(sent, hashlib.sha256(sent).digest(), coding=coding)), ()
         view = MessagesRequest(raw)
-        facts = replace(facts, account=_account(fields, view.identity.account, self._key))
+        facts = self._facts(recording, view.identity.account)
         links: tuple[Link, ...] = ()
         if recording.purpose:
             links = (_own_link(recording),)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def redact_text(text: str) -> tuple[str, int]:
     return _replaced(text, lambda _: GAP)
 
 
+@lru_cache(maxsize=512)
 def _is_secret(name: str) -> bool:
     return not _SECRET_WORDS.isdisjoint(re.split(r"[^a-z0-9]+", name.lower()))
 
@@ -89,6 +91,8 @@ def _fingerprint(value: str, key: bytes) -> str:
 
 
 def _redacted_value(value: str, key: bytes) -> str:
+    if len(value) < _SHORTEST and "@" not in value:
+        return value
     return _replaced(value, lambda secret: _fingerprint(secret, key))[0]
 
 
@@ -156,6 +160,8 @@ _PATTERNS: Final[tuple[tuple[str, re.Pattern[str]], ...]] = (
         for spelled in (word, word.capitalize(), word.upper())
     ),
 )
+#: What is shorter holds nothing that a pattern takes, but for a URL's password.
+_SHORTEST: Final = 12
 _DONE: Final = re.compile(re.escape(GAP) + "|hmac:[0-9a-f]{16}").fullmatch
 _PEM_BEGIN: Final = re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
 _PEM_END: Final = re.compile(r"-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")

@@ -302,11 +302,14 @@ class Load:
         return {name: float(value) for name, value in re.findall(r"^(dbproxy_\w+) (\S+)$", got, re.MULTILINE)}
 
     async def settle(self, seconds=15.0):
-        """Wait until nothing but our question runs, then say what is held."""
+        """Wait until nothing but our question runs and all is captured, then say what is held."""
+        work = ("dbproxy_exchanges_open", "dbproxy_capture_held_bytes", "dbproxy_store_queued")
+        tasks = 0
         with trio.move_on_after(seconds):
             while True:
                 now = await self.metrics()
-                if now["dbproxy_connections_open"] <= 1 and now["dbproxy_exchanges_open"] == 0:
+                before, tasks = tasks, int(now["dbproxy_tasks"])
+                if now["dbproxy_connections_open"] <= 1 and not any(now[name] for name in work) and tasks == before:
                     break
                 await trio.sleep(0.1)
         return await self.sample()
