@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Final
 
 from dbproxy.model.link import Edge
 from dbproxy.model.linking import chains
-from dbproxy.model.linking.state import OK, Branch, Node, Thread, furthest
+from dbproxy.model.linking.state import OK, OPEN, Branch, Node, Thread, furthest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _AGE: Final = attrgetter("at", "id")
+#: Of so many attempts at the same messages, and no more, the exchanges are remembered: the first and the last ones.
+_ATTEMPTS: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +212,16 @@ def begin(thread: Thread, origin: int, depth: int, chain: bytes) -> Branch:
 def grow(branch: Branch, chain: bytes) -> None:
     """The branch goes on to the end of ``chain``, which agrees with it so far."""
     branch.own += chain[branch.depth * chains.WIDTH :]
+
+
+def thin(branch: Branch, tip: int) -> None:
+    """Of very many attempts that reach equally far forget those in the middle: nothing is asked of them any more."""
+    same = [node for node in branch.nodes if node.tip == tip]
+    if len(same) <= _ATTEMPTS:
+        return
+    best = furthest(same)
+    gone = {node.id for node in same[1 : 1 - _ATTEMPTS] if node.state != OPEN and node is not best}
+    branch.nodes[:] = [node for node in branch.nodes if node.id not in gone]
 
 
 def rewrite(thread: Thread, branch: Branch, depth: int, chain: bytes) -> None:

@@ -387,6 +387,8 @@ class Linker:
             partial=asked.view.continues is not None,
         )
         branch.nodes.append(node)
+        if edge is Edge.RETRY:
+            branches.thin(branch, node.tip)
         return node
 
     # -- agents
