@@ -238,3 +238,23 @@ def test_chains_share_what_they_share(length: int) -> None:
     for hashes in ([bytes([i]) * 16 for i in range(n)] for n in (64, length, 64, length + 1)):
         assert memo.chain("x", b"", hashes) == chains.extend(b"", hashes)
         assert memo.chain("x", b"s" * 16, hashes) == chains.extend(b"s" * 16, hashes)
+
+
+def test_very_many_attempts_are_counted_and_not_all_remembered() -> None:
+    talk = Talk()
+    first = talk.ask([user("go")])
+    talk.reply(first, ok=False)
+    answered = talk.ask([user("go")])
+    answer = talk.reply(answered, "whole")
+    waits = talk.ask([user("go")])  # its answer may still come
+    for number in range(4, 200):
+        again = talk.ask([user("go")])
+        assert (again.edge, again.attempt) == (Edge.RETRY, number)
+        talk.reply(again, ok=False)
+    conversation = talk.linker._memory.get(SESSION)
+    assert conversation is not None
+    kept = [node.id for node in conversation.threads["main"].nodes()]
+    assert len(kept) <= 35
+    assert {first.exchange, answered.exchange, waits.exchange, again.exchange} <= set(kept)
+    on = talk.ask([user("go"), answer, user("more")])
+    assert (on.edge, on.parent) == (Edge.NEXT, answered.exchange)
