@@ -42,7 +42,7 @@ async def soak(tmp_path, *, rounds, seconds, clients):
     return load, samples, counted
 
 
-def judge(load, samples, counted):
+def judge(load, samples, counted, *, growth):
     third = len(samples) // 3
     middle, last = samples[third : 2 * third], samples[2 * third :]
     report = "\n".join([str(load.counts), *map(str, samples)])
@@ -56,13 +56,14 @@ def judge(load, samples, counted):
     # Descriptors beyond sockets: log, threads' pipes and the tunnels' stock of empty pipes, which is bounded.
     assert max(sample.fds for sample in last) <= max(sample.fds for sample in middle) + 8, f"descriptors grow\n{report}"
     before, after = (statistics.median(sample.rss for sample in part) for part in (middle, last))
-    assert after <= before * 1.03, f"RSS {before / 1e6:.1f} -> {after / 1e6:.1f} MB\n{report}"
+    assert after <= before * growth, f"RSS {before / 1e6:.1f} -> {after / 1e6:.1f} MB\n{report}"
 
 
 @pytest.mark.timeout(180)
 async def test_a_minute_of_everything_leaves_nothing_behind(tmp_path):
     load, samples, counted = await soak(tmp_path, rounds=9, seconds=5.0, clients=16)
-    judge(load, samples, counted)
+    # The bounded memories of what was captured are still filling after a minute.
+    judge(load, samples, counted, growth=1.10)
     assert sum(load.counts.values()) > 500
 
 
@@ -71,5 +72,5 @@ async def test_a_minute_of_everything_leaves_nothing_behind(tmp_path):
 async def test_an_hour_squeezed_into_minutes(tmp_path):
     load, samples, counted = await soak(tmp_path, rounds=18, seconds=14.0, clients=32)
     print(load.counts, *samples, sep="\n")
-    judge(load, samples, counted)
+    judge(load, samples, counted, growth=1.03)
     assert sum(load.counts.values()) > 5000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -51,7 +52,10 @@ def test_keep_says_where(tmp_path, monkeypatch):
     assert len(look) == 2
     for line in look:
         found = subprocess.run(
-            line.replace(" dbproxy ", f" {sys.executable} -m dbproxy "), shell=True, capture_output=True, timeout=30
+            line.replace(" dbproxy ", f" {shlex.quote(sys.executable)} -m dbproxy "),
+            shell=True,
+            capture_output=True,
+            timeout=30,
         )
         assert found.returncode == 0, found
         assert b"after-compaction" in found.stdout or b"the first turn after a compaction (auto)" in found.stdout
