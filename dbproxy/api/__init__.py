@@ -28,6 +28,7 @@ from dbproxy.exchange import (
     Via,
 )
 from dbproxy.hooks.metrics import Sample
+from dbproxy.hooks.routing import Declined, Provider, ProviderCall, ProviderLimits, Route, RouteDecision, Target
 from dbproxy.hooks.services import CallAnswer, HeldBody, Redactor, Services, Storage
 from dbproxy.hooks.specs import (
     API_VERSION,
@@ -41,6 +42,7 @@ from dbproxy.hooks.specs import (
     hookimpl,
 )
 from dbproxy.model.accumulate import Accumulator
+from dbproxy.model.agents import AgentFile
 from dbproxy.model.identity import LinkHashes
 from dbproxy.model.limits import rate_limits
 from dbproxy.model.link import Agent, Edge, Evidence, Link, Point, RequestKind
@@ -64,11 +66,13 @@ __all__ = [
     "API_VERSION",
     "Accumulator",
     "Agent",
+    "AgentFile",
     "App",
     "CallAnswer",
     "ConfigError",
     "ConnectionFacts",
     "DbproxyError",
+    "Declined",
     "Edge",
     "Emit",
     "Evidence",
@@ -86,6 +90,9 @@ __all__ = [
     "PluginError",
     "Point",
     "ProtocolViolation",
+    "Provider",
+    "ProviderCall",
+    "ProviderLimits",
     "RateLimit",
     "Record",
     "Redactor",
@@ -95,6 +102,8 @@ __all__ = [
     "RequestHead",
     "RequestKind",
     "ResponseHead",
+    "Route",
+    "RouteDecision",
     "Sample",
     "SendBytes",
     "Service",
@@ -105,6 +114,7 @@ __all__ = [
     "StreamFilter",
     "StreamPiece",
     "StreamTap",
+    "Target",
     "Timings",
     "TunnelDecision",
     "UpstreamError",

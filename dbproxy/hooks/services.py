@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from dbproxy.exchange import Exchange, RequestHead, ResponseHead
+    from dbproxy.hooks.routing import Provider
+    from dbproxy.model.agents import AgentFile
     from dbproxy.model.link import Link
     from dbproxy.model.record import Record
 
@@ -65,6 +67,12 @@ class Services(Protocol):
 
     def note(self, conversation: str, /, **facts: object) -> None:
         """Tell the status line and the pages about a conversation: ``phase``, and what else a page may show."""
+
+    def providers(self) -> Mapping[str, Provider]:
+        """The providers that plugins registered, by name."""
+
+    async def agent_file(self, exchange: Exchange, name: str, /) -> AgentFile | None:
+        """The file of the custom agent of this name, of the exchange's project or the user's; None without one."""
 
     def send(
         self, on_behalf: Exchange, head: RequestHead, body: bytes, /, *, purpose: str, deadline: float

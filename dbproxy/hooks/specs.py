@@ -19,6 +19,7 @@ from dbproxy.errors import PluginError
 from dbproxy.exchange import Exchange, Fields, LocalResponse, Outcome, RequestDraft, ResponseHead
 from dbproxy.hooks.kinds import RULES, Kind
 from dbproxy.hooks.metrics import Sample
+from dbproxy.hooks.routing import Declined, Provider, Route, RouteDecision, Target
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 PROJECT = "dbproxy"
 
 #: (major, minor) of what `dbproxy.api` offers. A plugin may name the one it was written for: ``dbproxy_api = (1, 0)``.
-API_VERSION = (1, 1)
+API_VERSION = (1, 2)
 
 hookimpl = pluggy.HookimplMarker(PROJECT)
 _hookspec = pluggy.HookspecMarker(PROJECT)
@@ -255,6 +256,27 @@ def _redactor(answer: Any, given: Any) -> Any:
     return answer
 
 
+def _route(answer: Any, given: Any) -> RouteDecision:
+    if isinstance(answer, Declined):
+        return answer
+    if not isinstance(answer, Route):
+        raise _wrong(answer, "Route or Declined")
+    if not answer.targets or not all(isinstance(target, Target) for target in answer.targets):
+        raise WrongAnswer("a route needs at least one Target")
+    return answer
+
+
+def _providers(answer: Any, given: Any) -> list[Provider]:
+    providers = list(answer)
+    for provider in providers:
+        if not isinstance(getattr(provider, "name", None), str) or not provider.name:
+            raise _wrong(provider, "a provider with a name")
+        for method in ("unready", "capabilities", "decline", "call"):
+            if not callable(getattr(provider, method, None)):
+                raise _wrong(provider, f"a provider with {method}()")
+    return providers
+
+
 def _texts(answer: Any, given: Any) -> list[str]:
     texts = list(answer)
     for text in texts:
@@ -398,6 +420,24 @@ def intercept_request(exchange: Exchange) -> LocalResponse | None:
 
     ``exchange.body`` is there if some plugin's `wants_body` said True. The deadline covers the decision only; a
     ``stream`` in the answer runs without one, for as long as the client stays.
+    """
+
+
+@_hook(Kind.DECIDE, _route, deadline=5.0)
+def route_request(exchange: Exchange) -> RouteDecision | None:
+    """Say that another model shall answer a request: a `Route`, or `Declined` with the reason why it stays.
+
+    Asked behind `intercept_request`, only for requests whose body was read whole (`wants_body`), never in passthrough
+    mode. None leaves the request where the client sent it. What was decided is stored with the exchange and explained.
+    """
+
+
+@_hook(Kind.ALL, _providers, deadline=5.0)
+def providers(app: App) -> Iterable[Provider] | None:
+    """Name the providers to which requests can be routed.
+
+    Asked at the start and again when the settings `providers` or `routes` changed. Of two with the same name the one
+    that was registered last counts.
     """
 
 

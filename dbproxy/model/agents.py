@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class AgentFile:
     """One agent file: its ``name``, the text behind its front matter (trimmed), and where it lies: ``project`` or
-    ``user``. ``source`` is the file's name, without its folder."""
+    ``user``. ``source`` is the file's name, without its folder; ``model`` what its front matter names as its model, and
+    ``route`` what it names as its route (a key or a comment ``# route: PROVIDER:MODEL``), "" for none."""
 
     name: str
     body: str
     origin: str = "user"
     source: str = ""
+    model: str = ""
+    route: str = ""
 
 
 class AgentFiles(Protocol):
