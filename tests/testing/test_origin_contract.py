@@ -354,6 +354,24 @@ def test_each_fault_of_a_stream_is_found(change, told):
         check_stream(b"".join(encode(event) for event in change(GOOD)))
 
 
+def _cut_input(events, partial, reason):
+    """The stream with another input for its call, of which the deltas are known by their index."""
+    out = [e for e in events if e.get("delta", {}).get("type") != "input_json_delta"]
+    at = next(i for i, e in enumerate(out) if e["type"] == "content_block_stop" and e["index"] == 1)
+    delta = {"type": "input_json_delta", "partial_json": partial}
+    out.insert(at, {"type": "content_block_delta", "index": 1, "delta": delta})
+    out[-2] = {**out[-2], "delta": {"stop_reason": reason, "stop_sequence": None}}
+    return b"".join(encode(event) for event in out)
+
+
+@pytest.mark.parametrize("partial", ['{"a": [1', "[1]", "{" * 100_000])
+def test_an_incomplete_input_is_allowed_only_where_the_answer_was_cut(partial):
+    assert check_stream(_cut_input(GOOD, partial, "max_tokens"))["content"][1]["input"] == {}
+    for reason in ("tool_use", "end_turn", "pause_turn"):
+        with pytest.raises(GrammarError, match="no JSON object"):
+            check_stream(_cut_input(GOOD, partial, reason))
+
+
 @pytest.mark.parametrize("wire", [b"data: {}\n\n", b"event: ping\ndata: {}\n\n", b"event: ping\ndata: {\n\n", b"\n\n"])
 def test_lines_that_are_no_event_are_found(wire):
     with pytest.raises(GrammarError):

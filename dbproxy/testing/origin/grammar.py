@@ -14,6 +14,7 @@ DELTAS = {
     "thinking": {"thinking_delta", "signature_delta"},
     "tool_use": {"input_json_delta"},
     "server_tool_use": {"input_json_delta"},
+    "mcp_tool_use": {"input_json_delta"},
     "compaction": {"compaction_delta"},
 }
 STOP_REASONS = {
@@ -48,6 +49,7 @@ class Reader:
         self._rest = b""
         self._open: int | None = None
         self._partial: list[str] = []
+        self._cut = ""  # a tool's input that is incomplete: only a stop reason excuses it
         self._state = "start"  # start, blocks, ending, done
         self.message: dict[str, Any] = {}
         self.pings = 0
@@ -161,11 +163,14 @@ class Reader:
         if self._open is None or event["index"] != self._open:
             raise GrammarError(f"block {event['index']} stops, open: {self._open}")
         block = self.message["content"][self._open]
-        if block["type"] in ("tool_use", "server_tool_use"):
-            try:
-                block["input"] = json.loads("".join(self._partial) or "{}")
-            except ValueError as error:
-                raise GrammarError(f"the tool's input is not JSON: {error}") from error
+        if block["type"] in ("tool_use", "server_tool_use", "mcp_tool_use"):
+            given = _parsed("".join(self._partial) or "{}")
+            if isinstance(given, dict):
+                block["input"] = given
+            else:
+                # An answer that reaches max_tokens inside a tool's input ends there (the API's page on fine-grained
+                # tool streaming); the block's own events do not tell that, the stop reason does.
+                self._cut = f"the input of block {self._open} is no JSON object"
         self._open = None
 
     def _on_message_delta(self, event: dict[str, Any]) -> None:
@@ -185,7 +190,17 @@ class Reader:
         self._need("ending", event="message_stop")
         if self.message.get("stop_reason") is None:
             raise GrammarError("message_stop without a stop_reason")
+        if self._cut and self.message["stop_reason"] != "max_tokens":
+            raise GrammarError(self._cut)
         self._state = "done"
+
+
+def _parsed(text: str) -> Any:
+    """The JSON value of ``text``, None for what is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _numbers(usage: Any, *names: str) -> None:
