@@ -10,7 +10,7 @@ from __future__ import annotations
 import pkgutil
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from dbproxy.errors import ConfigError
@@ -24,11 +24,14 @@ if TYPE_CHECKING:
 class Capabilities:
     """One model as its provider offers it. Token counts are 0 where they are not known.
 
-    ``api`` is the dialect: ``messages``, ``chat``, ``responses`` or ``gemini``. ``efforts`` are the words that it takes
-    (empty: it takes none). ``refuses`` names parameters that must not be sent (``temperature``, ``top_p``, ``stop``,
-    ``parallel_tool_calls``, ...). ``tools_with_effort`` is False where tools and an effort together are refused by the
-    Chat dialect. ``reasoning`` says where thoughts stand: ``reasoning_content`` (and must be echoed if ``echo``),
-    ``reasoning``, ``think`` (tags in the text), or "".
+    ``api`` is the dialect: ``messages``, ``chat``, ``responses`` or ``gemini``. ``context`` is what a prompt may
+    fill: the window, less what the provider keeps for the answer alone. ``efforts`` are the words that it takes
+    (empty: it takes none). ``refuses`` names parameters that must not be sent (``temperature``, ``top_p``,
+    ``stop``, ``parallel_tool_calls``, ...), and ways of asking: ``forced_tool_choice`` (any, or a tool by name),
+    ``prefill`` (a begun answer), ``system_messages`` (in mid-conversation), ``speed``. ``tools_with_effort`` is
+    False where tools and an effort together are refused by the Chat dialect. ``reasoning`` says where thoughts
+    stand: ``reasoning_content`` (and must be echoed if ``echo``), ``reasoning``, ``think`` (tags in the text), or
+    "".
     """
 
     api: str = "chat"
@@ -80,21 +83,40 @@ def _checked(name: str, value: object, now: object, where: str) -> object:
     raise ConfigError(f"{where}: {name} must be a list of texts")
 
 
+@lru_cache(maxsize=1024)
 def capabilities(family: str, model: str) -> Capabilities:
     """The row of a model in the shipped table.
 
     ``family`` is a section of it (``openai``, ``gemini``, ``anthropic``, or ``compatible`` for any other server). The
     rows whose pattern fits the model's id are laid over each other in the table's order, the section's defaults first.
+    A row with ``like`` (a section) stands for what that section says of the model, before its own values: for servers
+    that pass other people's models on.
     """
     section = _table().get(family) or _table()["compatible"]
     found = Capabilities().overridden(_plain(section.get("defaults")), family)
     for row in section.get("models", ()):
         if any(fnmatchcase(model.lower(), pattern) for pattern in row["match"]):
+            if "like" in row:
+                found = _likened(found, capabilities(row["like"], _at_home(model)))
             found = found.overridden(_plain(row), f"{family}/{model}")
     return found
 
 
-_NOT_VALUES: Final = frozenset({"match", "source"})
+def _likened(here: Capabilities, home: Capabilities) -> Capabilities:
+    """The model of ``home`` through another server: dialect, search and signatures are that one's, and what either
+    refuses is refused."""
+    refuses = home.refuses | here.refuses
+    return replace(home, api=here.api, web_search=here.web_search, family=here.family, refuses=refuses)
+
+
+def _at_home(model: str) -> str:
+    """A model's id where it comes from: without the vendor in front and the variant behind (OpenRouter: a/b-5.5:free);
+    Claude's versions are written with dashes there."""
+    plain = model.rpartition("/")[2].partition(":")[0]
+    return plain.replace(".", "-") if plain.startswith("claude-") else plain
+
+
+_NOT_VALUES: Final = frozenset({"match", "source", "like"})
 
 
 def _plain(row: object) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""A model as people write it: ``gpt-5``, ``openai:gpt-5``, ``openai,gpt-5``, ``openai/gpt-5[1m]``; which provider is meant.
+"""A model as people write it (``gpt-5``, ``openai:gpt-5``, ``openai,gpt-5``, ``openai/gpt-5[1m]``): who serves it.
 
 Owns that spelling (``parse_target``) and the families by which a bare name tells its provider. Pure. Sources: seed-001
 1.11 (prefixes, and why they were too few), case 37; the client's aliases: client facts 3.1. Invariants: what is not
