@@ -160,6 +160,7 @@ class Request:
     features: frozenset[str] = frozenset()
     size: int = 0  # bytes of the body
     raw: dict[str, Any] = field(default_factory=dict, repr=False)  # the body itself
+    body: bytes = field(default=b"", repr=False)  # and its bytes, for whoever changes little of it
 
 
 def read_request(body: bytes) -> Request:
@@ -167,7 +168,7 @@ def read_request(body: bytes) -> Request:
     raw = shapes.parse(body)
     if not isinstance(raw, dict) or not isinstance(raw.get("messages"), list):
         raise Unroutable("the body is no Messages request")
-    return _Reader(raw).request(len(body))
+    return _Reader(raw).request(body)
 
 
 class _Reader:
@@ -178,7 +179,7 @@ class _Reader:
         self.added: list[Any] = []
         self.removed: set[str] = set()
 
-    def request(self, size: int) -> Request:
+    def request(self, body: bytes) -> Request:
         raw = self.raw
         turns = _paired(_merged(self._turns()))
         tools, server_tools = self._tools()
@@ -212,8 +213,9 @@ class _Reader:
             user=_digest(shapes.mapping(raw.get("metadata")).get("user_id")),
             session=_digest(identity.session),
             features=frozenset(self.features),
-            size=size,
+            size=len(body),
             raw=raw,
+            body=body,
         )
 
     # ---- turns
