@@ -47,6 +47,14 @@ def parse(text: str, stem: str) -> tuple[str, str]:
     return name, body.strip()
 
 
+def user_agents() -> Path | None:
+    """The folder of the user's own agent files; None where nobody knows a home."""
+    try:
+        return Path.home() / ".claude" / "agents"
+    except RuntimeError:
+        return None
+
+
 class AgentFolders:
     """Agent files from memory, looked after on the way. An ``AgentFiles`` (model/agents.py)."""
 

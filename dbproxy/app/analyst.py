@@ -37,6 +37,7 @@ from dbproxy.model.record import (
     RequestBody,
     StreamPiece,
 )
+from dbproxy.model.route import RouteFacts
 from dbproxy.wire.coding import decoder
 from dbproxy.wire.sse import SseSplitter
 
@@ -350,10 +351,16 @@ class Analyst:
         # What a plugin answered was paid with the calls that it made for it, if at all: those are counted.
         paid = answer.model is not None and exchange.outcome is not Outcome.LOCAL
         usage = answer.usage if paid else None
+        model = answer.model or ""
+        found = exchange.attributes.get("route")
+        route = found if isinstance(found, RouteFacts) else None
+        if route is not None and route.usage is not None:
+            # The client was told another model's answer in its own measure; what is kept are the true figures.
+            usage, model = route.usage, route.model
         finished = time.time()
         cost = None
         if usage is not None:
-            cost = self._tools.prices.cost(answer.model or "", usage, recording.started)
+            cost = self._tools.prices.cost(model, usage, recording.started)
         message: Any = {"type": "error", "error": answer.error} if answer.error is not None else answer.message
         final = _json(message) if message else (body or None)
         kept = self._redact_message(final) if recording.redacts and final is not None else final
@@ -368,7 +375,7 @@ class Analyst:
             bytes_up=exchange.bytes_up,
             bytes_down=exchange.bytes_down,
             headers=redact.redact_headers(text_pairs(fields), self._key),
-            model=answer.model or "",
+            model=model,
             message_id=_text(answer.message.get("id")),
             request_id=(fields.get(b"request-id") or b"").decode("latin-1") if fields is not None else "",
             stop_reason=answer.stop_reason or "",
@@ -379,6 +386,7 @@ class Analyst:
             inexact=kept != final,
             stream=None if recording.redacts else stream,
             limits=rate_limits(fields) if fields is not None else (),
+            route=route,
         )
         link = self._links.get(exchange.id)
         self._append(recording, "closed", closed, link=link, usage=usage)

@@ -11,7 +11,6 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -214,7 +213,7 @@ class Archive:
     # ---- in the analyst's thread
 
     def _tools(self) -> Tools:
-        from dbproxy.app.agent_files import AgentFolders
+        from dbproxy.app.agent_files import AgentFolders, user_agents
         from dbproxy.model.linking.linker import Linker
         from dbproxy.model.prices import Prices
 
@@ -233,7 +232,7 @@ class Archive:
             history = StoreHistory(self._paths.database)
             self._storage = SqliteStorage(store, history)
         self._prices = self._load_prices(Prices)
-        return Tools(self._storage, Linker(history, agents=AgentFolders(_user_agents())), self._prices)
+        return Tools(self._storage, Linker(history, agents=AgentFolders(user_agents())), self._prices)
 
     def _load_prices(self, prices: type[Prices]) -> Prices:
         file = self._settings.prices
@@ -308,13 +307,6 @@ def _about(finding: Finding) -> dict[str, Any]:
     if link is not None:
         facts |= {"conv_id": link.conversation, "kind": link.kind.value, "thread": link.thread, "branch": link.branch}
     return facts
-
-
-def _user_agents() -> Path | None:
-    try:
-        return Path.home() / ".claude" / "agents"
-    except RuntimeError:  # nobody knows a home
-        return None
 
 
 def _key(paths: Paths) -> bytes:

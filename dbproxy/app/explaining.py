@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dbproxy.store.rows import EvidenceRow, ExchangeDetail, ExchangeRow
+    from dbproxy.store.rows import EvidenceRow, ExchangeDetail, ExchangeRow, RouteRow
 
 _KINDS = {
     "main": "a turn of the main conversation",
@@ -47,6 +47,12 @@ _OUTCOMES = {
     "local": "was answered by dbproxy itself",
     "upgraded": "became a two-way stream",
 }
+_ROUTES = {
+    "routed": "It was answered by {where}{rule}{why}.",
+    "declined": "It stayed where the client sent it{rule}{why}.",
+    "fell back": "It was to go elsewhere{rule}{why}, and the upstream that the client chose answered instead.",
+    "failed": "It was to go elsewhere{rule}{why}, and failed there.",
+}
 _BODIES = {
     "none": "No body was kept: it is no Messages request, or capture was off or for facts only.",
     "shed": "Its texts were dropped, because more came than could be written.",
@@ -59,6 +65,7 @@ def sentences(detail: ExchangeDetail) -> list[str]:
     row = detail.exchange
     said = [_what(detail), _edge(row)]
     said += [_because(item) for item in detail.evidence]
+    said += _route(detail.route)
     said.append(_outcome(row))
     said += _tokens(row)
     if row.body_kind in _BODIES:
@@ -113,6 +120,25 @@ def _outcome(row: ExchangeRow) -> str:
         if row.first_byte_ms is not None and row.first_byte_ms >= 0:
             text += f", the first byte after {row.first_byte_ms / 1e3:.2f} s"
     return f"{text}{f': {row.error}' if row.error else ''}."
+
+
+def _route(route: RouteRow | None) -> list[str]:
+    """Where it went instead, why, and what was tried."""
+    if route is None:
+        return []
+    rule = f" by the rule {route.rule}" if route.rule else ""
+    why = f", because {route.reason}" if route.reason else ""
+    where = f"{route.model} at {route.provider}" if route.provider else "the upstream that the client chose"
+    said = [_ROUTES.get(route.outcome, "It was routed to {where}{rule}{why}.").format(where=where, rule=rule, why=why)]
+    for one in route.attempts:
+        if one.error:
+            status = f" (status {one.status}, {one.ms:.0f} ms)" if one.status else ""
+            target = f"{one.provider}:{one.model}: " if one.provider else ""
+            said.append(f"Tried {target}{one.error}{status}." if target else f"{one.error[:1].upper()}{one.error[1:]}.")
+    said += [f"Translated: {note}." for note in route.notes]
+    if route.provider and route.scale != 1.0:
+        said.append(f"The client was told the token counts times {route.scale:.3g}, in the measure of its own window.")
+    return said
 
 
 def _tokens(row: ExchangeRow) -> list[str]:

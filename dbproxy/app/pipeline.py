@@ -18,6 +18,7 @@ import trio
 
 from dbproxy.app import respond
 from dbproxy.app.client import ClientConnection, ClientGone
+from dbproxy.app.guard import take_client_key
 from dbproxy.app.relay import (
     Flight,
     Outgoing,
@@ -30,13 +31,16 @@ from dbproxy.app.relay import (
 )
 from dbproxy.errors import DbproxyError, ProtocolViolation, Refused, UpstreamError
 from dbproxy.exchange import Exchange, LocalResponse, Outcome, RequestDraft, RequestHead, ResponseHead, Via
+from dbproxy.hooks.routing import Declined, Route
 from dbproxy.hooks.taps import StreamFilters
+from dbproxy.model.route import DECLINED, RouteFacts
 from dbproxy.wire import h1
 
 if TYPE_CHECKING:
     from dbproxy.app.capture import Recording
     from dbproxy.app.egress import Egress
     from dbproxy.app.proxy import Proxy
+    from dbproxy.hooks.routing import RouteDecision
     from dbproxy.hooks.taps import TapFeed
     from dbproxy.net.upstream import Origin, UpstreamConnection
 
@@ -66,6 +70,7 @@ class Pipeline:
     ) -> bool:
         """Serve one request; ``target`` is in origin form. Whether the connection can carry another one."""
         proxy = self.proxy
+        head, has_key = take_client_key(head, proxy.settings)
         exchange = Exchange(
             id=new_id(),
             connection=client.id,
@@ -76,6 +81,7 @@ class Pipeline:
             path=target.partition(b"?")[0].decode("latin-1"),
             request=head if head.target == target else replace(head, target=target),
             scope=client.scope.id if client.scope else None,
+            authorised=client.scope is not None or has_key,
             loopback=client.loopback,
             passthrough=proxy.passthrough_for(client.scope),
         )
@@ -146,7 +152,7 @@ class Pipeline:
 class _Run:
     """One exchange under way."""
 
-    __slots__ = ("client", "exchange", "feed", "flight", "pipeline", "proxy", "recording", "sent")
+    __slots__ = ("client", "exchange", "feed", "flight", "instead", "pipeline", "proxy", "recording", "sent")
 
     def __init__(
         self, pipeline: Pipeline, client: ClientConnection, exchange: Exchange, recording: Recording | None
@@ -158,6 +164,7 @@ class _Run:
         self.recording = recording
         self.feed: TapFeed | None = None
         self.sent = False  # the whole request is with the kernel
+        self.instead: bytes | None = None  # what a route sends in place of the body, to where the client sent it
 
     async def run(self) -> bool:
         client, exchange = self.client, self.exchange
@@ -209,6 +216,13 @@ class _Run:
             response = await self._intercepted()
             if response is not None:
                 return await self._answer(response, body_done=body.done)
+            decision = await self._route()
+            if isinstance(decision, Route):
+                keep = await self._elsewhere(decision, body)
+                if keep is not None:
+                    return keep
+            elif decision is not None:
+                self._stays(decision)
             return await self._forward(body, raw)
         except ProtocolViolation as error:
             self.proxy.counters.protocol_errors_total += 1
@@ -337,6 +351,44 @@ class _Run:
         response: LocalResponse | None = await dispatch.decide("intercept_request", exchange=exchange)
         return response
 
+    async def _route(self) -> RouteDecision | None:
+        exchange, dispatch = self.exchange, self.proxy.dispatch
+        if exchange.passthrough or exchange.body is None or not dispatch.has("route_request"):
+            return None
+        decision: RouteDecision | None = await dispatch.decide("route_request", exchange=exchange)
+        return decision
+
+    async def _elsewhere(self, route: Route, body: h1.Body) -> bool | None:
+        """Let another model answer: whether the connection can go on; None if the request takes its own way."""
+        from dbproxy.app.delivery import Flow  # only whoever routes pays for it
+        from dbproxy.app.routed import Forward, RoutedRun
+
+        if self.recording is not None:
+            self.recording.request_read()
+        run = RoutedRun(Flow(self.proxy, self.exchange, self.client, self.flight, self.recording), route)
+        try:
+            answer = await run.run()
+        finally:
+            self.feed = run.delivery.feed if run.delivery is not None else None
+        if isinstance(answer, Forward):
+            self.instead = answer.body
+            return None
+        if isinstance(answer, LocalResponse):
+            return await self._answer(answer, body_done=body.done)
+        return answer and body.done and self._client_keeps()
+
+    def _stays(self, declined: Declined) -> None:
+        """A rule fits, and the request takes its own way all the same."""
+        facts = RouteFacts(DECLINED, rule=declined.rule, reason=declined.reason)
+        self.exchange.attributes["route"] = facts
+        self.proxy.routing.outcomes["", DECLINED] += 1
+        if declined.foreign and self.exchange.body is not None:
+            from dbproxy.app.analyst import decoded_body
+            from dbproxy.app.routed import native_body
+
+            whole = decoded_body(self.exchange.request.fields, [self.exchange.body])
+            self.instead = native_body(whole) if whole is not None else None
+
     async def _transformed(self, draft: RequestDraft) -> RequestDraft:
         dispatch = self.proxy.dispatch
         if self.exchange.passthrough or not dispatch.has("transform_request"):
@@ -353,7 +405,7 @@ class _Run:
         egress = proxy.egress_for(self.client.scope)
         origin, head = proxy.destination(exchange, h1.end_to_end(request.fields, keep_upgrade=upgrade))
         draft = RequestDraft(head, exchange.body)
-        sent = await self._transformed(draft)
+        sent = await self._transformed(draft if self.instead is None else replace(draft, body=self.instead))
         if sent is not draft:
             head, raw, body = _replaced(draft, sent, body, raw)
         if upgrade and proxy.settings.upstream_http2:

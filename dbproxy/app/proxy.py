@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dbproxy.app.archive import Archive
     from dbproxy.app.egress import Egress, Egresses
     from dbproxy.app.journal import Journal
+    from dbproxy.app.routing import Routing
     from dbproxy.app.sessions import Sessions
     from dbproxy.config import Settings
     from dbproxy.hooks.dispatch import Dispatcher
@@ -79,6 +80,7 @@ class Proxy:
     handshakes: trio.CapacityLimiter
     token: str
     archive: Archive
+    routing: Routing
     instance: str = ""
     counters: Counters = field(default_factory=Counters)
     rejections: RejectionTracker = field(default_factory=RejectionTracker)

@@ -27,6 +27,7 @@ from dbproxy.app.journal import Journal
 from dbproxy.app.memory import settle
 from dbproxy.app.pipeline import Pipeline
 from dbproxy.app.proxy import Proxy
+from dbproxy.app.routing import Routing
 from dbproxy.app.server import Server
 from dbproxy.app.services import ProxyServices
 from dbproxy.app.sessions import Sessions
@@ -184,6 +185,7 @@ async def open_proxy(
                 settings, paths, journal, dispatch, authority, background, tuple(user_files), degraded, keep
             )
             services.attach(proxy)
+            await proxy.routing.collect(app)
             proxy.file_limit = file_limit
             proxy.listening[:] = [sock.getsockname()[:2] for sock in sockets]
             pipeline = Pipeline(proxy)
@@ -280,6 +282,7 @@ def _assemble(
             active=not degraded,  # whatever made the worker crash may lie there
             has_policies=lambda: dispatch.has("intercept_request") or dispatch.has("transform_request"),
         ),
+        routing=Routing(dispatch),
         handshakes=trio.CapacityLimiter(settings.handshake_concurrency),
         token=_token(settings, paths, degraded),
         listening=listening,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import trio
 
+from dbproxy.app.agent_files import AgentFolders, user_agents
 from dbproxy.app.analyst import decoded_body
+from dbproxy.app.capture import project as cwd
 from dbproxy.app.capture import recording_of
 from dbproxy.app.send import send
 from dbproxy.errors import DbproxyError
@@ -21,7 +24,9 @@ if TYPE_CHECKING:
     from dbproxy.app.proxy import Proxy
     from dbproxy.config import Settings
     from dbproxy.exchange import Exchange, Fields, RequestHead
+    from dbproxy.hooks.routing import Provider
     from dbproxy.hooks.services import CallAnswer
+    from dbproxy.model.agents import AgentFile
     from dbproxy.scope import Scope
 
 
@@ -45,6 +50,8 @@ class ProxyServices:
     def __init__(self) -> None:
         self._proxy: Proxy | None = None
         self._known: tuple[Settings, Mapping[str, object]] | None = None
+        self._agents = AgentFolders(user_agents())
+        self._looking = threading.Lock()
 
     def attach(self, proxy: Proxy) -> None:
         """From here on there is a proxy to ask."""
@@ -114,6 +121,20 @@ class ProxyServices:
     def note(self, conversation: str, /, **facts: object) -> None:
         """See `dbproxy.api.Services`."""
         self._now.sessions.tell(conversation, facts)
+
+    def providers(self) -> Mapping[str, Provider]:
+        """See `dbproxy.api.Services`."""
+        return self._now.routing.providers()
+
+    async def agent_file(self, exchange: Exchange, name: str, /) -> AgentFile | None:
+        """See `dbproxy.api.Services`."""
+        project = cwd(self._scope(exchange))
+
+        def look() -> AgentFile | None:
+            with self._looking:
+                return next((file for file in self._agents.known(project) if file.name == name), None)
+
+        return await trio.to_thread.run_sync(look, abandon_on_cancel=True)
 
     def send(
         self, on_behalf: Exchange, head: RequestHead, body: bytes, /, *, purpose: str, deadline: float

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from dbproxy.model.link import Link
     from dbproxy.model.parts import Parts
+    from dbproxy.model.route import RouteFacts
     from dbproxy.model.usage import Usage
 
 Pairs: TypeAlias = tuple[tuple[str, str], ...]
@@ -118,6 +119,7 @@ class ExchangeClosed:
     inexact: bool = False
     stream: tuple[StreamPiece, ...] | None = None
     limits: tuple[RateLimit, ...] = field(default=())
+    route: RouteFacts | None = None  # where it went instead, or why it stayed
 
 
 Record: TypeAlias = ExchangeOpened | ExchangeLinked | ExchangeClosed

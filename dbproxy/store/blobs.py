@@ -309,7 +309,7 @@ class BlobWriter:
         """The newest contents of the file, to learn from, packed columns too: they are many and all alike."""
         found: list[bytes] = []
         rows = self._connection.execute(
-            "SELECT request_headers, response_headers, evidence FROM exchange ORDER BY id DESC LIMIT 64"
+            "SELECT request_headers, response_headers, evidence, route FROM exchange ORDER BY id DESC LIMIT 64"
         ).fetchall()
         for row in rows:
             with contextlib.suppress(KeyError, IndexError, zstandard.ZstdError):

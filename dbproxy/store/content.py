@@ -17,7 +17,7 @@ import zstandard
 from dbproxy.model.messages import MessagesRequest
 from dbproxy.model.parts import apply
 from dbproxy.store.blobs import BlobReader
-from dbproxy.store.rows import StreamRow, Unreadable
+from dbproxy.store.rows import AttemptRow, RouteRow, StreamRow, Unreadable
 
 if TYPE_CHECKING:
     import sqlite3
@@ -157,6 +157,29 @@ class Content:
         """Rows of ``width`` texts."""
         found = self.unpack(packed) or ()
         return [[str(value) for value in [*item, *[""] * width][:width]] for item in found]
+
+    def route(self, packed: bytes | None) -> RouteRow | None:
+        """What was decided about an exchange's way; None where nothing was."""
+        found = self.unpack(packed)
+        if not isinstance(found, dict):
+            return None
+
+        def text(name: str) -> str:
+            return str(found.get(name) or "")
+
+        return RouteRow(
+            text("outcome"),
+            text("provider"),
+            text("model"),
+            text("rule"),
+            text("reason"),
+            float(found.get("scale") or 1.0),
+            tuple(map(str, found.get("notes") or ())),
+            tuple(
+                AttemptRow(str(provider), str(model), int(status), float(ms), str(error))
+                for provider, model, status, ms, error in found.get("attempts") or ()
+            ),
+        )
 
 
 def as_turn(message: bytes) -> bytes | None:

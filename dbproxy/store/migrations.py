@@ -27,8 +27,13 @@ class UnusableFile(DbproxyError):
     """The database is healthy, but not for us: of a newer version, or another program's."""
 
 
+def _with_routes(connection: sqlite3.Connection) -> None:
+    connection.execute("ALTER TABLE exchange ADD COLUMN provider TEXT NOT NULL DEFAULT ''")
+    connection.execute("ALTER TABLE exchange ADD COLUMN route BLOB")
+
+
 #: From which version, and how to the next. A step runs inside a transaction and must not end it.
-STEPS: Final[Mapping[int, Callable[[sqlite3.Connection], None]]] = {}
+STEPS: Final[Mapping[int, Callable[[sqlite3.Connection], None]]] = {1: _with_routes}
 
 
 def tune(connection: sqlite3.Connection, busy_seconds: float) -> None:

@@ -52,6 +52,7 @@ GROUPS: Final = {
     "thread": "e.thread",
     "kind": "e.kind",
     "model": "coalesce(nullif(e.model, ''), e.model_asked)",
+    "provider": "e.provider",
     "account": "e.account",
     "project": "e.project",
     "outcome": "e.outcome",
@@ -158,7 +159,8 @@ class Reader:
             id = self.resolve(prefix)
             row = self.connection.row(
                 f"SELECT {_ROW}, labels, request_headers, response_headers, evidence, iterations, body_sha256,"
-                " body_coding, body_kind IN ('parts', 'raw'), message IS NOT NULL, message_inexact, stream IS NOT NULL"
+                " body_coding, body_kind IN ('parts', 'raw'), message IS NOT NULL, message_inexact, stream IS NOT NULL,"
+                " route"
                 " FROM exchange WHERE id = ?",
                 [id],
             )
@@ -182,6 +184,7 @@ class Reader:
                 has_message=bool(more[8]),
                 message_inexact=bool(more[9]),
                 has_stream=bool(more[10]),
+                route=content.route(more[11]),
             )
 
     def evidence(self, prefix: str) -> tuple[EvidenceRow, ...]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dbproxy.model.link import Link
     from dbproxy.model.parts import Piece
     from dbproxy.model.record import RateLimit, Record
+    from dbproxy.model.route import RouteFacts
     from dbproxy.model.usage import Usage
     from dbproxy.store.blobs import Put
 
@@ -191,6 +192,8 @@ class Recorder:
             "stream": stream,
             "cost_usd": record.cost_usd,
             "priced_by": record.priced_by,
+            "provider": record.route.provider if record.route is not None else "",
+            "route": self._codec.pack(_route(record.route)) if record.route is not None else None,
             **(_tokens(record.usage) if record.usage is not None else {}),
         }
         self._update("exchange", values, record.id)
@@ -381,6 +384,19 @@ def _started(number: str) -> float:
         return int(number[:12], 16) / 1000
     except ValueError:
         return 0.0
+
+
+def _route(facts: RouteFacts) -> dict[str, Any]:
+    return {
+        "outcome": facts.outcome,
+        "provider": facts.provider,
+        "model": facts.model,
+        "rule": facts.rule,
+        "reason": facts.reason,
+        "scale": facts.scale,
+        "notes": list(facts.notes),
+        "attempts": [[one.provider, one.model, one.status, one.ms, one.error] for one in facts.attempts],
+    }
 
 
 def _tokens(usage: Usage) -> dict[str, Any]:

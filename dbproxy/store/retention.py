@@ -437,7 +437,8 @@ def _explained(path: Path) -> Iterator[None]:
 
 _HAS_CONTENT: Final = "template IS NOT NULL OR tip IS NOT NULL OR message IS NOT NULL OR stream IS NOT NULL"
 _FACT_BYTES: Final = (
-    "300 + coalesce(length(request_headers), 0) + coalesce(length(response_headers), 0) + coalesce(length(evidence), 0)"
+    "300 + coalesce(length(request_headers), 0) + coalesce(length(response_headers), 0) "
+    " + coalesce(length(evidence), 0) + coalesce(length(route), 0)"
 )
 _STRIP: Final = """
 UPDATE exchange SET body_kind = CASE WHEN body_kind IN ('parts', 'raw') THEN 'pruned' ELSE body_kind END,

@@ -86,6 +86,7 @@ class ExchangeRow:
     web_searches: int
     cost_usd: float | None
     priced_by: str
+    provider: str  # that answered in place of the upstream, "" for the upstream
 
     @property
     def context_tokens(self) -> int:
@@ -138,6 +139,35 @@ class AgentRow:
 
 
 @dataclass(frozen=True, slots=True)
+class AttemptRow:
+    """One try at a provider; ``status`` 0 without an answer, ``error`` "" for one that was delivered."""
+
+    provider: str
+    model: str
+    status: int
+    ms: float
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class RouteRow:
+    """What was decided about where a request goes: ``outcome`` is routed, declined, fell back or failed.
+
+    ``provider`` and ``model`` answered ("" for the client's own upstream); ``rule`` and ``reason`` say why; the token
+    counts that the client was told are the upstream's times ``scale``.
+    """
+
+    outcome: str
+    provider: str
+    model: str
+    rule: str
+    reason: str
+    scale: float
+    notes: tuple[str, ...]
+    attempts: tuple[AttemptRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ExchangeDetail:
     """One exchange with all that is known about it but the texts."""
 
@@ -155,6 +185,7 @@ class ExchangeDetail:
     has_message: bool
     message_inexact: bool
     has_stream: bool
+    route: RouteRow | None = None
 
 
 @dataclass(frozen=True, slots=True)

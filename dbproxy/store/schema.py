@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import Final
 
 #: Written to ``PRAGMA user_version``; a file with a higher one is refused.
-VERSION: Final = 1
+VERSION: Final = 2
 #: ``PRAGMA application_id``: "dbpx".
 APPLICATION_ID: Final = 0x64627078
 
@@ -150,7 +150,10 @@ CREATE TABLE exchange(
   web_searches INTEGER NOT NULL DEFAULT 0,
   iterations TEXT NOT NULL DEFAULT '[]',  -- JSON, where the answer gave them
   cost_usd REAL,
-  priced_by TEXT NOT NULL DEFAULT ''
+  priced_by TEXT NOT NULL DEFAULT '',
+  -- route
+  provider TEXT NOT NULL DEFAULT '',      -- that answered in place of the upstream
+  route BLOB                              -- packed: what was decided, why, and each attempt; NULL without a route
 );
 CREATE INDEX exchange_conversation ON exchange(conversation, id);
 CREATE INDEX exchange_message ON exchange(message_id) WHERE message_id <> '';

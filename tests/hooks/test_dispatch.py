@@ -13,6 +13,7 @@ from dbproxy.exchange import Fields, LocalResponse, RequestDraft, RequestHead, R
 from dbproxy.hooks.calls import running_plugin
 from dbproxy.hooks.dispatch import Dispatcher
 from dbproxy.hooks.metrics import Sample, render
+from dbproxy.hooks.routing import Declined, Route, Target
 from dbproxy.hooks.specs import ConnectionFacts, hookimpl
 
 if TYPE_CHECKING:
@@ -44,6 +45,12 @@ async def hangs() -> None:
     await trio.sleep_forever()
 
 
+def provider(name):
+    """The least that a provider has to have."""
+    methods = dict.fromkeys(("unready", "capabilities", "decline", "call"), staticmethod(lambda *_: None))
+    return type("Provider", (), {"name": name, **methods})()
+
+
 # ---- one test per hook --------------------------------------------------------------------------------------------
 
 
@@ -66,6 +73,23 @@ async def test_hook_wants_body(dispatch, plug, exchange) -> None:
     assert await dispatch.decide("wants_body", exchange=exchange) is True
     exchange.path = "/v1/other"
     assert await dispatch.decide("wants_body", exchange=exchange) is None
+
+
+async def test_hook_route_request(dispatch, plug, exchange) -> None:
+    route, stays = Route((Target("openai", "gpt-4o"),), rule="a = gpt-4o"), Declined("it has no key")
+    plug("last", route_request=lambda exchange: stays if exchange.path == "/v1/messages" else None)
+    assert await dispatch.decide("route_request", exchange=exchange) is stays
+    plug("first", route_request=lambda: route)
+    assert await dispatch.decide("route_request", exchange=exchange) is route
+
+
+async def test_hook_providers(dispatch, plug) -> None:
+    one, other = provider("openai"), provider("gemini")
+    plug("first", providers=lambda app: [one])
+    plug("broken", providers=lambda app: [one, object()])
+    plug("second", providers=lambda app: (other for _ in range(1)))
+    assert await dispatch.collect("providers", app=None) == [("first", [one]), ("second", [other])]
+    assert dispatch.account("broken").failures == 1
 
 
 async def test_hook_intercept_request(dispatch, plug, exchange) -> None:

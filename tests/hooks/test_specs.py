@@ -11,6 +11,7 @@ from dbproxy.errors import PluginError
 from dbproxy.exchange import Exchange, Fields, LocalResponse, RequestDraft, RequestHead, ResponseHead
 from dbproxy.hooks import document, specs
 from dbproxy.hooks.kinds import RULES, Kind
+from dbproxy.hooks.routing import Route
 
 HERE = Path(__file__).parent
 HEAD = RequestHead(b"POST", b"/", b"HTTP/1.1", Fields.of([]))
@@ -102,6 +103,11 @@ def test_hook_page_writes_itself(tmp_path: Path) -> None:
         ("open_storage", None, object()),
         ("redactor", None, "***"),
         ("conversation_reset", None, [1]),
+        ("route_request", None, "gpt-4o"),
+        ("route_request", None, Route(())),
+        ("route_request", None, Route(("openai:gpt-4o",))),  # type: ignore[arg-type]
+        ("providers", None, [object()]),
+        ("providers", None, ["openai"]),
         ("conversation_reset", None, 1),
     ],
 )

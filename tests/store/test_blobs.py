@@ -251,5 +251,5 @@ def test_a_history_of_100_000_messages(path):
 def test_every_column_that_packs_is_named_in_the_schema():
     """Whoever sweeps dictionaries looks for the word."""
     packed = [line.split()[0] for line in schema.TABLES.splitlines() if "-- packed" in line]
-    assert packed == ["evidence", "request_headers", "response_headers"]
+    assert packed == ["evidence", "request_headers", "response_headers", "route"]
     assert json.loads(blobs.to_json("\ud800")) == "\ud800"

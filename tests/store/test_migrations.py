@@ -10,6 +10,7 @@ import pytest
 
 from dbproxy.store import files, schema
 from dbproxy.store.migrations import UnusableFile, check, migrate, tune
+from dbproxy.store.reader import Reader
 
 
 @pytest.fixture
@@ -130,3 +131,22 @@ def test_damaged_files_never_overwrite_one_another(path):
     found = sorted(name.name for name in path.parent.glob("*corrupt-19700101T000000*"))
     assert len(found) == 6
     assert sum(name.endswith("-wal") for name in found) == 3
+
+
+def test_a_file_from_before_routes_gets_their_columns_and_keeps_its_rows(path):
+    with connected(path) as connection:
+        migrate(connection, path)
+        connection.execute(
+            "INSERT INTO exchange(id, state, started, method, host, path, via) VALUES ('a', 'closed', 1, 'POST', '', '', '')"
+        )
+        before = connection.execute("SELECT * FROM exchange").fetchone()
+        new = [row[1] for row in connection.execute("PRAGMA table_info(exchange)")]
+        for column in ("provider", "route"):
+            connection.execute(f"ALTER TABLE exchange DROP COLUMN {column}")
+        connection.execute("PRAGMA user_version = 1")
+        migrate(connection, path)
+        assert pragma(connection, "user_version") == schema.VERSION
+        assert [row[1] for row in connection.execute("PRAGMA table_info(exchange)")] == new, "in a new file's order"
+        assert connection.execute("SELECT * FROM exchange").fetchone() == before
+    with Reader.open(path) as reader:
+        assert reader.exchange("a").route is None

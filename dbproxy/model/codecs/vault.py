@@ -2,7 +2,8 @@
 
 A Claude signature stays in the client's history. What others sign (OpenAI's encrypted reasoning, Gemini's thought
 signatures, reasoning text that has to be echoed) travels in two ways: inside the thinking block that the client keeps,
-as ``FAMILY#PAYLOAD``, and here, found by the id of the call that followed it. Pure; a bounded memory, on one thread.
+as ``FAMILY#PAYLOAD``, and here, found by the id of the call that followed it. Pure; a bounded
+memory, written on one thread and read on any.
 Sources: seed-001 section 3.3 (signature rules), API facts 2.4.
 
 Invariants: a payload is given back only to the family that made it; what is forgotten costs quality, never an error.
@@ -50,10 +51,7 @@ class Vault:
     def get(self, call: str, family: str) -> Kept | None:
         """What ``family`` gave for the call with this id, None if nothing is known."""
         kept = self._kept.get(call)
-        if kept is None or kept.family != family:
-            return None
-        self._kept.move_to_end(call)
-        return kept
+        return kept if kept is not None and kept.family == family else None
 
     def __len__(self) -> int:
         return len(self._kept)

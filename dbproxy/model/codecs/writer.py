@@ -144,6 +144,16 @@ class MessageWriter:
         last.over = True
         self._advance()
 
+    def close(self) -> None:
+        """The text or the thought at hand is over: what follows is another block, even of the same kind."""
+        if self.done:
+            return
+        self._release()
+        last = self._blocks[-1] if self._blocks else None
+        if last is not None and last.kind in ("text", "thinking"):
+            last.over = True
+            self._advance()
+
     def call(self, key: Hashable, *, id: str = "", name: str = "", arguments: str = "") -> None:
         """A piece of a call. ``key`` tells calls apart (an index, an item's id); ``id`` and ``name`` may come late, be
         repeated or be empty; a name may come in pieces, or longer each time, until the first of its arguments."""
@@ -244,12 +254,7 @@ class MessageWriter:
             self.fail(Failure(502, "api_error", "the provider's answer broke off before its end", transient=True))
             return
         self.begin()
-        if self._scanner is not None and self._stop != "stop_sequence":
-            rest = self._scanner.rest()
-            self._scanner = None
-            if rest:
-                self._said += len(rest)
-                self._add("text", rest)
+        self._release()
         try:
             self._flush()
             if self.failure is not None:
@@ -277,8 +282,17 @@ class MessageWriter:
 
     # ---- blocks
 
+    def _release(self) -> None:
+        """Text that was held back as the possible beginning of a stop sequence, which cannot go on in another block."""
+        rest = self._scanner.rest() if self._scanner is not None and self._stop != "stop_sequence" else ""
+        if rest:
+            self._said += len(rest)
+            self._add("text", rest)
+
     def _append(self, block: _Block) -> _Block:
         self.begin()
+        if block.kind != "text":
+            self._release()
         before = self._blocks[-1] if self._blocks else None
         if before is not None and before.kind in ("text", "thinking"):
             before.over = True
@@ -342,7 +356,9 @@ class MessageWriter:
                 self._gate.block({"type": "text", "text": ""})
             else:
                 self._gate.block({"type": "thinking", "thinking": "", "signature": ""})
-            block.begun = self.substance = True
+            block.begun = True
+            # A sealed thought without words is nothing that a client would miss.
+            self.substance = self.substance or block.kind != "thinking" or bool(block.pieces)
         if block.pieces:
             text = "".join(block.pieces)
             self._waiting -= len(text)

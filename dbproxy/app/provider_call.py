@@ -1,0 +1,324 @@
+"""One request to one provider: the connection, the upload, the answer read and translated as it comes.
+
+Owns deadlines and the end of the connection. Must never know routes, nor what another attempt did. Invariants: nothing
+reaches the client before there is something to see; a codec that raises is a failed answer; a connection on which the
+answer did not end cleanly is closed.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+import trio
+
+from dbproxy.app.crash import describe_crash
+from dbproxy.errors import DbproxyError, ProtocolViolation, Refused, UpstreamError
+from dbproxy.exchange import RequestHead
+from dbproxy.model.codecs.failure import Failure, failure_of
+from dbproxy.model.codecs.writer import MessageWriter
+from dbproxy.net.streams import ConnectionBroken
+from dbproxy.net.upstream import Origin
+from dbproxy.wire import h1
+from dbproxy.wire.coding import decoder
+from dbproxy.wire.sse import SseSplitter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dbproxy.app.delivery import Delivery, Flow
+    from dbproxy.exchange import ResponseHead
+    from dbproxy.hooks.routing import ProviderCall, ProviderLimits
+    from dbproxy.model.codecs import Codec, StreamReader
+    from dbproxy.model.codecs.translation import Translation
+    from dbproxy.net.upstream import UpstreamConnection
+    from dbproxy.wire.sse import SseEvent
+
+#: The longest error that is read, and the longest answer in one document (bytes).
+_ERROR_LIMIT: Final = 256 * 1024
+_DOCUMENT_LIMIT: Final = 64 * 1024 * 1024
+_STREAM_LIMIT: Final = 1024 * 1024 * 1024
+_DEFAULT_PORTS: Final = {"https": 443, "http": 80}
+
+
+class Asking:
+    """One attempt. ``writer`` holds the answer, ``status`` what the provider answered with (0: nothing)."""
+
+    def __init__(
+        self,
+        flow: Flow,
+        delivery: Delivery | None,
+        call: ProviderCall,
+        translation: Translation,
+        limits: ProviderLimits,
+        provider: str,
+    ) -> None:
+        """``delivery`` is None for a client that wants one document: the events are `gathered` then."""
+        self.writer = MessageWriter(translation)
+        self.status = 0
+        self.gathered: list[bytes] = []
+        self.began = trio.current_time()
+        self.first_byte = 0.0
+        self._flow = flow
+        self._delivery = delivery
+        self._call = call
+        self._translation = translation
+        self._limits = limits
+        self._provider = provider
+        self._held: list[bytes] = []
+
+    async def run(self) -> Failure | None:
+        """Ask, and pass the answer on. None if it was delivered, with an error event in it at worst; a Failure if
+        nothing of it was. Raises ClientGone."""
+        failure = await self._carried_out()
+        writer = self.writer
+        if failure is not None and not writer.done:
+            writer.fail(failure)
+        if writer.failure is not None and not writer.substance:
+            return writer.failure
+        await self._pass()
+        return None
+
+    async def _carried_out(self) -> Failure | None:
+        limits = self._limits
+        scope = trio.CancelScope(deadline=trio.current_time() + limits.connect)
+        what = "no connection"
+        try:
+            with scope:
+                pool = self._flow.proxy.egress_for(self._flow.client.scope).pool
+                origin, head = self._head()
+                connection = await pool.acquire(origin)
+                what = "no answer"
+                scope.deadline = trio.current_time() + limits.first_byte
+                clean = False
+                try:
+                    response, rest = await self._ask(connection, head)
+                    what = "silent"
+                    self.status = response.status
+                    self.first_byte = trio.current_time()
+                    clean = await self._read(connection, response, rest, scope)
+                finally:
+                    (pool.release if clean else pool.discard)(connection)
+        except UpstreamError as error:
+            return self._unreachable(error)
+        except Refused as error:
+            return Failure(502, "api_error", f"{self._provider}: {error}")
+        except DbproxyError as error:  # a setting of this launch that cannot be used
+            return Failure(502, "api_error", f"{self._provider}: {error}")
+        if scope.cancelled_caught:
+            seconds = {"no connection": limits.connect, "no answer": limits.first_byte}.get(what, limits.silence)
+            said = "was silent" if what == "silent" else f"gave {what}"
+            return Failure(504, "timeout_error", f"{self._provider} {said} for {seconds:g} s", transient=True)
+        return None
+
+    def _unreachable(self, error: UpstreamError) -> Failure:
+        status, kind = (504, "timeout_error") if error.kind == "timeout" else (502, "api_error")
+        return Failure(status, kind, f"{self._provider}: {error}", transient=error.kind not in ("config", "loop"))
+
+    # ---- the request
+
+    def _head(self) -> tuple[Origin, RequestHead]:
+        """Where it goes and with which head. Raises UpstreamError for a URL that is none."""
+        parts = urlsplit(self._call.url)
+        try:
+            port = parts.port or _DEFAULT_PORTS[parts.scheme]
+        except (KeyError, ValueError):
+            raise UpstreamError("config", "its URL cannot be used", hint="Give base_url as https://HOST/PATH") from None
+        host = parts.hostname or ""
+        if not host:
+            raise UpstreamError("config", "its URL names no host", hint="Give base_url as https://HOST/PATH")
+        shown = f"[{host}]" if ":" in host else host
+        authority = shown if port == _DEFAULT_PORTS[parts.scheme] else f"{shown}:{port}"
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        gone = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection", b"accept-encoding"})
+        fields = self._call.fields.without(gone)
+        fields = fields.plus(b"Host", authority.encode()).plus(b"Accept-Encoding", b"identity")
+        fields = fields.plus(b"Content-Length", b"%d" % len(self._call.body))
+        origin = Origin(parts.scheme, host, port, http1=True)
+        return origin, RequestHead(b"POST", target.encode("latin-1", "replace"), b"HTTP/1.1", fields)
+
+    async def _ask(self, connection: UpstreamConnection, head: RequestHead) -> tuple[ResponseHead, bytes]:
+        """Send the request and read the answer's head. A server may answer before it has read everything."""
+        self._flow.exchange.bytes_up = len(self._call.body)
+
+        async def upload() -> None:
+            try:
+                await connection.stream.send(h1.serialise_request(head))
+                await connection.stream.send(self._call.body)
+            except ConnectionBroken:
+                pass  # the answer, or its absence, tells
+
+        async def ignore(raw: bytes, informational: ResponseHead) -> None:
+            pass
+
+        failure: UpstreamError | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(upload)
+            try:
+                answer = await connection.read_head(on_informational=ignore)
+            except UpstreamError as error:
+                failure = error
+                nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        return answer
+
+    # ---- the answer
+
+    async def _read(
+        self, connection: UpstreamConnection, head: ResponseHead, rest: bytes, scope: trio.CancelScope
+    ) -> bool:
+        """Read and translate it; whether the connection can be used again. Raises UpstreamError."""
+        payload = _Payload(connection, head, rest, scope, self._limits.silence)
+        if head.status < 300 and _is_events(head):
+            await self._translate(payload)
+        else:
+            data = await payload.all()
+            if head.status >= 300:
+                self.writer.fail(self._failure(head, data))
+            else:
+                self._guarded(lambda: self._codec.document(data, self._translation, self.writer))
+        return payload.body.done and h1.keeps_alive(head.version, head.fields)
+
+    async def _translate(self, payload: _Payload) -> None:
+        writer, splitter = self.writer, SseSplitter()
+        reader = self._codec.stream(self._translation, writer)
+        try:
+            while (piece := await payload.next()) is not None:
+                self._feed(reader, splitter.feed(piece))
+                await self._pass()
+                if writer.done:
+                    return
+        except UpstreamError as error:
+            # What has come may be whole all the same: the codec knows.
+            self._guarded(reader.end)
+            if not writer.done:
+                writer.fail(self._unreachable(error))
+            return
+        self._feed(reader, splitter.feed(b"\n\n"))  # some servers spare the last blank line
+        self._guarded(reader.end)
+        writer.finish()
+
+    def _feed(self, reader: StreamReader, events: list[SseEvent]) -> None:
+        for event in events:
+            if self.writer.done:
+                return
+            if event.name or event.data:
+                self._guarded(lambda event=event: reader.feed(event.name, event.data))  # type: ignore[misc]
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """A codec may be anybody's: what it raises fails the answer and nothing else."""
+        try:
+            work()
+        except Exception as error:
+            self._flow.proxy.journal.emit(
+                "codec_failed", level="error", provider=self._provider, error=describe_crash(error)
+            )
+            self.writer.fail(Failure(502, "api_error", f"{self._provider}: its answer could not be translated"))
+
+    async def _pass(self) -> None:
+        """Hand on what there is, once there is something to see."""
+        out = self.writer.take()
+        if out:
+            self._held.append(out)
+        if not self._held or not self.writer.substance:
+            return
+        out = self._held[0] if len(self._held) == 1 else b"".join(self._held)
+        self._held.clear()
+        if self._delivery is None:
+            self.gathered.append(out)
+        else:
+            await self._delivery.write(out)
+
+    @property
+    def _codec(self) -> Codec:
+        codec = self._call.codec
+        if codec is None:
+            raise UpstreamError("config", "its call names no codec")
+        return codec
+
+    def _failure(self, head: ResponseHead, body: bytes) -> Failure:
+        fields = {name.decode("latin-1"): value.decode("latin-1") for name, value in head.fields.pairs()}
+        return failure_of(
+            head.status,
+            fields,
+            body,
+            provider=self._provider,
+            secrets=self._call.secrets,
+            now=time.time(),
+            limit=self._translation.capabilities.context,
+            tokens=self._translation.estimate,
+        )
+
+
+class _Payload:
+    """An answer's payload as it comes, decoded. Not a generator: one that is left in the middle needs closing."""
+
+    def __init__(
+        self, connection: UpstreamConnection, head: ResponseHead, rest: bytes, scope: trio.CancelScope, silence: float
+    ) -> None:
+        """``scope`` is given a deadline for each wait; ``silence`` (seconds) is the longest. Raises UpstreamError."""
+        stream = head.status < 300 and _is_events(head)
+        limit = _ERROR_LIMIT if head.status >= 300 else _STREAM_LIMIT if stream else _DOCUMENT_LIMIT
+        self._connection = connection
+        self._data = rest
+        self._scope = scope
+        self._silence = silence
+        try:
+            self.body = h1.Body(h1.response_framing(head, b"POST"), keep=True)
+            self._undo = decoder(b",".join(head.fields.get_all(b"content-encoding")) or None, limit=limit)
+        except ProtocolViolation as error:
+            raise UpstreamError("protocol", str(error)) from None
+        self._ended = False
+
+    async def next(self) -> bytes | None:
+        """The next piece, never empty; None at the end. Raises UpstreamError where it breaks off, or is too large."""
+        try:
+            while not self._ended:
+                plain = self._taken()
+                if plain:
+                    return plain
+                if not self.body.done:
+                    await self._receive()
+                if self.body.done and not self._data:
+                    self._ended = True
+                    last = self._undo.finish()
+                    if last:
+                        return last
+        except ConnectionBroken as error:
+            raise UpstreamError("closed", str(error)) from None
+        except ProtocolViolation as error:
+            raise UpstreamError("protocol", str(error)) from None
+        return None
+
+    async def all(self) -> bytes:
+        """Everything that is left. Raises UpstreamError."""
+        pieces = []
+        while (piece := await self.next()) is not None:
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def _taken(self) -> bytes:
+        """What the bytes at hand hold of the payload."""
+        data, self._data = self._data, b""
+        if not data:
+            return b""
+        if self.body.feed(data) < len(data):
+            self._connection.stale = True  # it sent more than its answer: not to be used again
+        payload = self.body.take()
+        return self._undo.feed(payload) if payload else b""
+
+    async def _receive(self) -> None:
+        self._scope.deadline = trio.current_time() + self._silence
+        self._data = await self._connection.stream.receive()
+        self._scope.deadline = float("inf")  # from here on it is the client's time
+        if not self._data:
+            if self.body.kind is not h1.Kind.CLOSE or self._connection.stream.truncated:
+                raise UpstreamError("closed", "it broke off in the middle of its answer")
+            self.body.done = True
+
+
+def _is_events(head: ResponseHead) -> bool:
+    kind = head.fields.get(b"content-type") or b""
+    return kind.partition(b";")[0].strip().lower() == b"text/event-stream"
