@@ -55,6 +55,7 @@ from dbproxy.model.record import (
     RequestBody,
     StreamPiece,
 )
+from dbproxy.model.route import RouteFacts
 from dbproxy.model.spans import array as json_array
 from dbproxy.model.spans import members as json_members
 from dbproxy.model.usage import Usage
@@ -104,6 +105,7 @@ __all__ = [
     "ResponseHead",
     "Route",
     "RouteDecision",
+    "RouteFacts",
     "Sample",
     "SendBytes",
     "Service",

@@ -143,6 +143,8 @@ class LiveFeed:
             cache_write_1h=usage.cache_write_1h if usage else None,
             context_tokens=usage.context_tokens if usage else None,
             cost_usd=record.cost_usd,
+            route=route.outcome if (route := record.route) else None,
+            provider=route.provider or None if route else None,
             link=link,
         )
 

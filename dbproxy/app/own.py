@@ -145,6 +145,7 @@ class OwnEndpoints:
         found += proxy.dispatch.samples()
         found += proxy.taps.samples()
         found += proxy.archive.samples()
+        found += proxy.routing.samples()
         for _, given in await proxy.dispatch.collect("metrics"):
             found += given
         return respond.text_response(200, render(found), CONTENT_TYPE.encode())

@@ -33,7 +33,7 @@ from dbproxy.errors import DbproxyError, ProtocolViolation, Refused, UpstreamErr
 from dbproxy.exchange import Exchange, LocalResponse, Outcome, RequestDraft, RequestHead, ResponseHead, Via
 from dbproxy.hooks.routing import Declined, Route
 from dbproxy.hooks.taps import StreamFilters
-from dbproxy.model.route import DECLINED, RouteFacts
+from dbproxy.model.route import DECLINED, ROUTED, ROUTED_MODEL, RouteFacts
 from dbproxy.wire import h1
 
 if TYPE_CHECKING:
@@ -502,6 +502,9 @@ class _Run:
         if not exchange.passthrough:
             if proxy.dispatch.has("transform_response_head"):
                 head = self._response_head_transformed(head)
+            route = exchange.attributes.get("route")
+            if isinstance(route, RouteFacts) and route.outcome == ROUTED:
+                head = replace(head, fields=head.fields.plus(ROUTED_MODEL, route.target.encode("latin-1", "replace")))
             if framing.kind is not h1.Kind.NONE:
                 filters = StreamFilters.for_exchange(proxy.dispatch, exchange, head)
         self.feed = proxy.taps.open(exchange, exchange.response)

@@ -35,7 +35,7 @@ from dbproxy.model.codecs.naming import ToolNames
 from dbproxy.model.codecs.request import Unroutable, read_request
 from dbproxy.model.codecs.thinking import without_foreign_thinking
 from dbproxy.model.codecs.translation import Translation
-from dbproxy.model.route import FAILED, FELL_BACK, ROUTED, Attempt, RouteFacts
+from dbproxy.model.route import FAILED, FELL_BACK, ROUTED, ROUTED_MODEL, Attempt, RouteFacts
 from dbproxy.model.usage import Usage
 from dbproxy.wire import h1
 from dbproxy.wire.sse import SseSplitter
@@ -200,6 +200,9 @@ class RoutedRun:
     ) -> bool | LocalResponse | None:
         limits, breaker = known.limits, known.breaker
         self._served = str(target)
+        # Whoever looks at the answer from its head on can tell.
+        serving = replace(self.facts, outcome=ROUTED, provider=target.provider, model=target.model)
+        self.flow.exchange.attributes["route"] = serving
         for number in range(limits.retries + 1):
             asking = Asking(self.flow, self.delivery, call, translation, limits, target.provider)
             try:
@@ -304,7 +307,7 @@ class RoutedRun:
             status, body["error"]["type"] = 400, "invalid_request_error"
         extra = [(b"x-dbproxy-error", b"1"), *failure.fields()]
         if self._served:
-            extra.append((b"x-dbproxy-routed-model", self._served.encode("latin-1", "replace")))
+            extra.append((ROUTED_MODEL, self._served.encode("latin-1", "replace")))
         return json_response(status, body, extra)
 
     def _give_up(self, reason: str) -> Forward:
@@ -369,7 +372,7 @@ class RoutedRun:
                 (b"content-type", kind),
                 (b"cache-control", b"no-store"),
                 (b"request-id", f"req_routed_{self.flow.exchange.id}".encode()),
-                (b"x-dbproxy-routed-model", self._served.encode("latin-1", "replace")),
+                (ROUTED_MODEL, self._served.encode("latin-1", "replace")),
             ]
         )
 
@@ -389,7 +392,7 @@ class RoutedRun:
         facts = self.facts = replace(self.facts, attempts=tuple(self._attempts))
         flow = self.flow
         flow.exchange.attributes["route"] = facts
-        target = f"{facts.provider}:{facts.model}" if facts.provider else str(self.route.targets[0])
+        target = facts.target or str(self.route.targets[0])
         flow.proxy.routing.outcomes[target, facts.outcome] += 1
         flow.proxy.journal.emit(
             "request_routed",

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 #: the client's own upstream answered then; it failed.
 ROUTED, DECLINED, FELL_BACK, FAILED = "routed", "declined", "fell back", "failed"
 OUTCOMES: Final = (ROUTED, DECLINED, FELL_BACK, FAILED)
+#: The header field that names the model that answered instead.
+ROUTED_MODEL: Final = b"x-dbproxy-routed-model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,3 +47,8 @@ class RouteFacts:
     notes: tuple[str, ...] = ()
     attempts: tuple[Attempt, ...] = ()
     usage: Usage | None = None
+
+    @property
+    def target(self) -> str:
+        """Provider and model that answered, "" for the client's own upstream."""
+        return f"{self.provider}:{self.model}" if self.provider else ""

@@ -24,6 +24,7 @@ GROUPINGS: Final = (
     "agent",
     "kind",
     "model",
+    "provider",
     "account",
     "project",
     "day",

@@ -14,7 +14,7 @@ SURFACE = """
 API_VERSION Accumulator Agent AgentFile App CallAnswer ConfigError ConnectionFacts DbproxyError Declined Edge Emit
 Evidence Exchange ExchangeClosed ExchangeLinked ExchangeOpened Fields HeldBody Link LinkHashes LocalResponse Outcome
 PeerError PluginError Point ProtocolViolation Provider ProviderCall ProviderLimits RateLimit Record Redactor Refused
-RequestBody RequestDraft RequestHead RequestKind ResponseHead Route RouteDecision Sample SendBytes Service Services
+RequestBody RequestDraft RequestHead RequestKind ResponseHead Route RouteDecision RouteFacts Sample SendBytes Service Services
 SseEvent SseSplitter Storage StreamFilter StreamPiece StreamTap Target Timings TunnelDecision UpstreamError Usage Via
 decode_body encode_event hookimpl json_array json_members rate_limits
 """

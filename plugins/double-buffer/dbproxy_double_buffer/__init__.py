@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from dbproxy.api import Edge, Exchange, Link, LocalResponse, Outcome, RequestKind, ResponseHead, hookimpl
+from dbproxy.api import (
+    Edge,
+    Exchange,
+    Link,
+    LocalResponse,
+    Outcome,
+    RequestKind,
+    ResponseHead,
+    RouteFacts,
+    hookimpl,
+)
 from dbproxy_double_buffer.buffers import Buffer, Buffers, Shelf
 from dbproxy_double_buffer.checkpoints import Checkpoints
 from dbproxy_double_buffer.detect import compact_trigger
@@ -332,7 +342,7 @@ class DoubleBuffer:
     def stream_tap(self, exchange: Exchange, head: ResponseHead) -> Tap | None:
         if exchange.path != MESSAGES or exchange.passthrough or head.status not in (200, 400):
             return None
-        if self._mode(exchange) == "off":
+        if self._mode(exchange) == "off" or _is_elsewhere(exchange):
             return None
         asks = NAME in exchange.attributes or bool(compact_trigger(exchange.request.fields))
         return Tap(self.look, exchange, head, self._services.request_body(exchange), compact=asks)
@@ -521,6 +531,12 @@ class DoubleBuffer:
         if buffer.thread == "main":
             self._services.note(buffer.conversation, phase=str(buffer.phase))
         self._dirty.add(buffer.conversation)
+
+
+def _is_elsewhere(exchange: Exchange) -> bool:
+    """Is it another model's, or was it to be? A checkpoint would be asked of one that never saw this history."""
+    route = exchange.attributes.get("route")
+    return isinstance(route, RouteFacts) and route.outcome != "declined"
 
 
 def _session(exchange: Exchange) -> str:

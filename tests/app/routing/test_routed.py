@@ -31,6 +31,7 @@ from elsewhere import (
 )
 from h2client import H2Client
 
+from dbproxy.api import hookimpl
 from dbproxy.app import delivery
 from dbproxy.app.explaining import sentences
 from dbproxy.exchange import Outcome
@@ -243,6 +244,7 @@ async def test_a_target_at_the_client_s_own_upstream_keeps_the_client_s_credenti
         (received,) = r.origin.requests
         assert received.json["model"] == "elsewhere-1"
         assert received.header("x-api-key") == "k"
+        assert answer.fields["x-dbproxy-routed-model"] == "elsewhere:elsewhere-1"
         assert (await facts(r)).outcome == "routed"
         assert r.server.heads == []
 
@@ -252,6 +254,71 @@ async def test_passthrough_routes_nothing(rig):
         await ask(r)
         assert r.server.heads == []
         assert len(r.origin.requests) == 1
+
+
+class Taps:
+    """Sees whose answer it is from its head on."""
+
+    def __init__(self):
+        self.seen, self.text = [], b""
+
+    @hookimpl
+    def stream_tap(self, exchange, head):
+        route = exchange.attributes.get("route")
+        self.seen.append((route.outcome, route.target))
+        return self
+
+    def event(self, event):
+        self.text += event.raw
+
+
+async def test_taps_see_the_answer_and_whose_it_is(rig):
+    taps = Taps()
+    async with peer(SAYS_HI) as server:
+        plugins = (("router", Router(Provider(server.port))), ("taps", taps), ("watcher", watcher := Watcher()))
+        async with rig(say("from Claude"), plugins=plugins) as r:
+            answer = await ask(r)
+            await watcher.outcomes()
+            assert taps.seen == [("routed", "elsewhere:elsewhere-1")]
+            assert taps.text == answer.body
+
+
+class Shouting:
+    """A filter changes a translated answer as it changes any."""
+
+    @hookimpl
+    def stream_filter(self, exchange, head):
+        return self
+
+    def feed(self, event):
+        return event.raw.replace(b"Hel", b"HEL")
+
+    def end(self):
+        return b": the end\n\n"
+
+
+async def test_filters_stand_in_the_stream(rig):
+    async with peer(SAYS_HI) as server:
+        plugins = (("router", Router(Provider(server.port))), ("shouting", Shouting()))
+        async with rig(say("from Claude"), plugins=plugins) as r:
+            answer = await ask(r)
+            assert check_stream(answer.body.removesuffix(b": the end\n\n"))["content"][0]["text"] == "HELlo"
+            assert answer.body.endswith(b": the end\n\n")
+
+
+async def test_metrics_and_usage_name_the_provider(rig):
+    async with routed(rig, SAYS_HI) as r:
+        await ask(r)
+        await r.watcher.outcomes()
+        stream = await r.plain()
+        await stream.send_all(b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        text = (await read_response(stream, method="GET")).body.decode()
+        assert 'dbproxy_routed_requests_total{target="elsewhere:elsewhere-1",outcome="routed"} 1' in text
+        assert 'dbproxy_provider_breaker_state{provider="elsewhere"} 0' in text
+        await r.proxy.archive.flush(5.0)
+        with Reader.open(r.proxy.paths.database) as reader:
+            (row,) = reader.usage_rows(by=("provider", "model"))
+            assert (row.keys, row.input_tokens) == (("elsewhere", "elsewhere-1"), 1000)
 
 
 # ---- failures before anything was there to see
