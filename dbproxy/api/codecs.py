@@ -28,6 +28,7 @@ from dbproxy.model.codecs.request import (
     Unroutable,
     read_request,
 )
+from dbproxy.model.codecs.targets import parse_target
 from dbproxy.model.codecs.translation import Translation
 from dbproxy.model.codecs.vault import Kept, Vault, join_signature, split_signature
 from dbproxy.model.codecs.writer import MessageWriter, Tokens
@@ -62,6 +63,7 @@ __all__ = [
     "failure_of",
     "join_signature",
     "overflow",
+    "parse_target",
     "prompt_tokens",
     "read_request",
     "split_signature",

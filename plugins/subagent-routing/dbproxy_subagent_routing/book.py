@@ -1,0 +1,73 @@
+"""The rules of every launch as they stand now, which of them are refused and why, and whether anybody can be asked.
+
+Owns what is remembered between requests about settings and providers, and what was said about refused rules. Imports
+`dbproxy.api` only. Invariants: a setting is read once, not once a request; a refusal is said once until it changes.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final
+
+from dbproxy_subagent_routing.rules import RuleSet, read_rules
+from dbproxy_subagent_routing.targets import refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from dbproxy.api import Emit, Provider
+
+#: Launches whose rules are remembered.
+_MOST: Final = 64
+#: A key may be put into its file at any time: so long is an answer to "can anybody be asked" good (seconds).
+_FRESH: Final = 2.0
+
+
+class RuleBook:
+    """``clock`` gives seconds that never go back."""
+
+    def __init__(self, emit: Emit, clock: Callable[[], float]) -> None:
+        self._emit = emit
+        self._clock = clock
+        self._known: OrderedDict[int, tuple[object, RuleSet]] = OrderedDict()
+        self._said: dict[str, str] = {}
+        self._able: tuple[float, bool] = (float("-inf"), False)
+
+    def rules(self, value: object) -> RuleSet:
+        """The rules that the setting ``routes`` holds; the same object for the same value."""
+        found = self._known.get(id(value))
+        if found is None or found[0] is not value:
+            found = value, RuleSet(read_rules(value))
+            self._known[id(value)] = found  # holds the value, so that nothing else gets its id
+            while len(self._known) > _MOST:
+                self._known.popitem(last=False)
+        self._known.move_to_end(id(value))
+        return found[1]
+
+    def able(self, providers: Callable[[], Mapping[str, Provider]]) -> bool:
+        """Can some provider be used at all?"""
+        now = self._clock()
+        if now - self._able[0] > _FRESH:
+            self._able = now, any(_is_ready(provider) for provider in providers().values())
+        return self._able[1]
+
+    def announce(self, rules: RuleSet, providers: Mapping[str, Provider]) -> None:
+        """Say which rules are refused, each once until its reason changes."""
+        now = refusals(rules, providers)
+        for rule, reason in now.items():
+            if self._said.get(rule) != reason:
+                self._emit("route_refused", level="warning", rule=rule, reason=reason)
+        self._said = now
+
+
+def refusals(rules: RuleSet, providers: Mapping[str, Provider]) -> dict[str, str]:
+    """The rules that cannot be followed, as they are shown, and why."""
+    found = {str(rule): refusal(rule, providers) for rule in rules.rules}
+    return {rule: reason for rule, reason in found.items() if reason}
+
+
+def _is_ready(provider: Provider) -> bool:
+    try:
+        return not provider.unready()
+    except Exception:
+        return False
