@@ -164,6 +164,7 @@ class Exchange:
     path: str  # target without scheme, authority and query
     request: RequestHead
     scope: str | None = None  # id of the launch scope
+    authorised: bool = False  # its launch proved its secret, or it brought the client key: our keys may serve it
     loopback: bool = True  # the client sits on this machine
     passthrough: bool = False  # relay only: no policy may act
     body: bytes | None = None  # the request body as sent, only where it was read whole

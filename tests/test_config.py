@@ -575,7 +575,7 @@ def test_every_field_is_a_documented_setting_with_unique_names():
     for spec in specs:
         assert spec.help.endswith(".")
         assert spec.env[0] == f"DBPROXY_{spec.name.upper()}"
-    assert {spec.name for spec in specs if spec.secret} == {"control_token", "parent_proxy"}
+    assert {spec.name for spec in specs if spec.secret} == {"client_key", "control_token", "parent_proxy"}
 
 
 def test_each_value_has_the_type_that_its_field_promises(env):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 
@@ -21,10 +22,13 @@ from dbproxy.wire.target import parse_authority
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from dbproxy.exchange import Fields
+    from dbproxy.config import Settings
+    from dbproxy.exchange import Fields, RequestHead
 
 #: Seconds for which a browser that was let in once is let in.
 COOKIE_LIFE: Final = 30 * 86_400.0
+#: The header in which a client that has no launch scope brings the client key.
+CLIENT_KEY: Final = b"x-dbproxy-key"
 
 
 def _is_own_name(host: str, names: Collection[str]) -> bool:
@@ -77,6 +81,19 @@ def has_token(fields: Fields, token: str) -> bool:
     raw = fields.get(b"authorization") or b""
     scheme, _, value = raw.partition(b" ")
     return bool(token) and scheme.lower() == b"bearer" and hmac.compare_digest(value.strip(), token.encode())
+
+
+def take_client_key(head: RequestHead, settings: Settings) -> tuple[RequestHead, bool]:
+    """The head as everything else may see it, and whether it came with the client key.
+
+    The header is between the client and us: right, wrong or not asked for, it goes no further and is kept nowhere.
+    """
+    given = head.fields.get_all(CLIENT_KEY)
+    if not given:
+        return head, False
+    key = (settings.client_key or "").encode()
+    right = bool(key) and any(hmac.compare_digest(value, key) for value in given)
+    return replace(head, fields=head.fields.without(frozenset({CLIENT_KEY}))), right
 
 
 def _signature(token: str, purpose: str) -> str:

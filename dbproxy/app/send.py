@@ -69,6 +69,7 @@ async def send(
         path=head.target.partition(b"?")[0].decode("latin-1"),
         request=request,
         scope=on_behalf.scope,
+        authorised=on_behalf.authorised,
         loopback=on_behalf.loopback,
         body=body,
     )

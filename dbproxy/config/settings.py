@@ -242,6 +242,13 @@ class Settings:
         help="Token for everything that reads content or changes state. Unset: a random one in `run/control-token`.",
         secret=True,
     )
+    client_key: str | None = setting(
+        values.secret(),
+        None,
+        help="A key for clients that no launch of ours started. One that sends it in the header `x-dbproxy-key` "
+        "(ANTHROPIC_CUSTOM_HEADERS) is served with our provider keys, too. The header goes no further than here.",
+        secret=True,
+    )
     plugins_disabled: tuple[str, ...] = setting(
         values.words("list of plugin names"), (), key="plugins.disabled", help="Plugins that are not loaded."
     )

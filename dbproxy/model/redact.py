@@ -114,8 +114,9 @@ _VALUE: Final = (
     r"""[\\"']{0,3}[ \t]{0,4}[=:][ \t]{0,4}[\\"']{0,3}"""
     r"""(?P<s>(?=[^\s"'\\&,;)0-9]{0,128}+[0-9])[^\s"'\\&,;)]{8,}+)"""
 )
-# Other keys are keys of maps.
-_KEYS: Final = [f"(?<=(?i:{kind}){dash}(?i:key))" for kind in ("api", "access", "secret") for dash in ("", "[_-]")]
+# Other keys are keys of maps. The last two are our client key, as header and as variable.
+_KINDS: Final = ("api", "access", "secret", "dbproxy", "dbproxy_client")
+_KEYS: Final = [f"(?<=(?i:{kind}){dash}(?i:key))" for kind in _KINDS for dash in ("", "[_-]")]
 _KEY_OF: Final = f"(?:{'|'.join(_KEYS)})"
 _LONG: Final = "[A-Za-z0-9_.-]{20,}+"
 

@@ -246,6 +246,8 @@ def _start(
     environment = child.with_own_package(daemon_environment(env, drop=_variables(), frozen=frozen))
     if config.settings.control_token is not None:
         environment["DBPROXY_CONTROL_TOKEN"] = config.settings.control_token
+    if config.settings.client_key is not None:
+        environment["DBPROXY_CLIENT_KEY"] = config.settings.client_key
     if explicit and config.settings.parent_proxy is not None and _given(config, "parent_proxy"):
         environment["DBPROXY_PARENT_PROXY"] = config.settings.parent_proxy
     options = _options(config, bound, explicit)

@@ -55,6 +55,11 @@ def test_a_secret_in_a_text(name: str, around: str) -> None:
         ('{"api_key": "0123456789abcdef"}', f'{{"api_key": "{GAP}"}}'),
         ('{\\"api_key\\": \\"0123456789abcdef\\"}', f'{{\\"api_key\\": \\"{GAP}\\"}}'),
         ("AWS_SECRET_ACCESS_KEY = wJalrXUtnFEMI/K7MDENG/bPxRfiCY", f"AWS_SECRET_ACCESS_KEY = {GAP}"),
+        (
+            "export ANTHROPIC_CUSTOM_HEADERS='x-dbproxy-key: open-sesame-1'",
+            f"export ANTHROPIC_CUSTOM_HEADERS='x-dbproxy-key: {GAP}'",
+        ),
+        ("DBPROXY_CLIENT_KEY=open-sesame-1 dbproxy start", f"DBPROXY_CLIENT_KEY={GAP} dbproxy start"),
         ("https://hooks.slack.com/services/T000/B000/XXXXXXXX", f"https://hooks.slack.com/{GAP}"),
         (f"before {PEM} after", f"before {GAP} after"),
         (f"{PEM}\n{PEM}", f"{GAP}\n{GAP}"),
