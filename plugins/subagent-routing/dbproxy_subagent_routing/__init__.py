@@ -243,8 +243,11 @@ class SubagentRouting:
             head,
             pinned=pinned,
             passed=self.pins.passed(head.place),
-            able=self._book.able(self._services.providers),
+            able=self._able(),
         )
+
+    def _able(self) -> bool:
+        return self._book.able(self._services.providers)
 
     def _is_strange(self, exchange: Exchange) -> bool:
         """Does this request merely pass, on its way to a server that we were not asked to look into?"""
@@ -314,9 +317,11 @@ class SubagentRouting:
         if head.role in (Role.MAIN, Role.COMPACTION) or (head.role is Role.SIDE and not rules.side):
             return None
         link = await self._services.link(exchange, LINK_SECONDS)
-        named_until = trio.current_time() + NAME_SECONDS
-        while _awaits_name(link, head) and not self.pins.passed(_place(link, head)):
-            if self.pins.knows(_place(link, head)) or trio.current_time() >= named_until:
+        # Only a rule by name, or the file of the agent of that name, is worth waiting for.
+        named_until = trio.current_time() + NAME_SECONDS * (rules.by_name or self._able())
+        while _awaits_name(link, head) and trio.current_time() < named_until:
+            place = _place(link, head)
+            if self.pins.passed(place) or self.pins.knows(place):
                 break
             await trio.sleep(_LOOK_EVERY)
             link = await self._services.link(exchange, _LOOK_EVERY) or link

@@ -23,6 +23,7 @@ _JSON: Final = ((b"content-type", b"application/json"), (b"cache-control", b"no-
 #: The client takes either, the code or the words, as the sign to send the whole request and to leave threads alone.
 _UNSUPPORTED: Final = "thread_unsupported_request"
 _REJECTED: Final = "capability_rejected: beta_header:message-threads-2026-08-12"
+#: What stands for a date that nobody knows.
 _EPOCH: Final = "1970-01-01T00:00:00Z"
 
 
@@ -54,6 +55,7 @@ class Alias:
             "id": self.name,
             "display_name": f"{self.target.model} ({self.target.provider})",
             "created_at": _EPOCH,
+            "lifecycle": "active",
         }
         if self.able.context:
             about["max_input_tokens"] = self.able.context

@@ -154,7 +154,8 @@ def _value(value: object) -> tuple[tuple[str, ...], bool, str]:
     targets = tuple(text.strip() for text in listed if isinstance(text, str) and text.strip())
     if not targets or len(targets) != len(listed):
         return (), fallback, "it names no target; write PROVIDER:MODEL, or a list of them"
-    return targets, fallback, ""
+    end = next((at for at, text in enumerate(targets) if text.lower() == STAY), None)
+    return (targets, fallback, "") if end is None else (targets[: end or 1], True, "")
 
 
 def bare_model(model: str) -> str:
@@ -170,14 +171,6 @@ class RuleSet:
 
     def __bool__(self) -> bool:
         return bool(self.rules)
-
-    @cached_property
-    def for_agents(self) -> bool:
-        """Is there a rule that only an agent's turn can fit?"""
-        return any(
-            rule.step < Step.KIND or (rule.step is Step.KIND and (rule.fits("subagent") or rule.fits("nested")))
-            for rule in self.rules
-        )
 
     @cached_property
     def by_name(self) -> bool:

@@ -1,0 +1,86 @@
+"""What is remembered between requests: rules as they stand, who can answer, and what was said already."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from dbproxy_subagent_routing.book import RuleBook, refusals
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Provider:
+    def __init__(self, not_ready: str = "") -> None:
+        self.not_ready, self.asked = not_ready, 0
+
+    def unready(self) -> str:
+        self.asked += 1
+        if self.not_ready == "raise":
+            raise OSError
+        return self.not_ready
+
+
+def book() -> SimpleNamespace:
+    said: list[tuple[str, str]] = []
+    clock = Clock()
+
+    def emit(event: str, *, level: str = "info", **fields: str) -> None:
+        assert (event, level) == ("route_refused", "warning")
+        said.append((fields["rule"], fields["reason"]))
+
+    return SimpleNamespace(book=RuleBook(emit, clock), said=said, clock=clock)
+
+
+def test_a_setting_is_read_once():
+    b = book().book
+    value = {"a": "openai:x"}
+    first = b.rules(value)
+    assert b.rules(value) is first
+    assert b.rules(dict(value)) is not first
+    assert b.rules(None).rules == ()
+    for number in range(200):
+        b.rules({str(number): "openai:x"})
+    assert len(b._known) == 64
+
+
+def test_whether_anybody_can_answer_is_asked_now_and_then():
+    made = book()
+    provider = Provider("no key")
+
+    def able() -> bool:
+        return bool(made.book.able(lambda: {"p": provider}))
+
+    assert [able(), able()] == [False, False]
+    assert provider.asked == 1
+    provider.not_ready = ""
+    made.clock.now = 1.9
+    assert not able()
+    made.clock.now = 2.1
+    assert able()
+    provider.not_ready = "raise"
+    made.clock.now = 9.0
+    assert not able()
+
+
+def test_a_refusal_is_said_once_until_it_changes():
+    made = book()
+    rules = made.book.rules({"a": "openai:x", "b": "gemini:y"})
+    openai = Provider("no key")
+    providers = {"openai": openai, "gemini": Provider()}
+    for _ in range(3):
+        made.book.announce(rules, providers)
+    assert made.said == [("a = openai:x", "no key")]
+    openai.not_ready = "the key file is empty"
+    made.book.announce(rules, providers)
+    openai.not_ready = ""
+    made.book.announce(rules, providers)
+    assert made.said == [("a = openai:x", "no key"), ("a = openai:x", "the key file is empty")]
+    openai.not_ready = "no key"
+    made.book.announce(rules, providers)
+    assert len(made.said) == 3
+    assert refusals(rules, providers) == {"a = openai:x": "no key"}
