@@ -23,14 +23,19 @@ if TYPE_CHECKING:
 
 _LONGEST: Final = 600  # characters of a foreign message
 _OVERFLOW: Final = re.compile(
-    r"context[ _]length|context[ _]window|maximum context|too many tokens|prompt is too long|input is too long"
+    r"context[ _](?:length|window|size)|maximum context|too many tokens|prompt is too long|input is too long"
     r"|exceeds? the (?:maximum|model'?s?) .{0,40}tokens|reduce the length|input token count .{0,40}exceeds",
     re.IGNORECASE,
 )
+# The third is llama.cpp's.
 _OVERFLOW_CODES: Final = frozenset(
-    {"context_length_exceeded", "string_above_max_length", "model_context_window_exceeded"}
+    {"context_length_exceeded", "model_context_window_exceeded", "exceed_context_size_error"}
 )
-_NUMBERS: Final = re.compile(r"(?<![\w.])(\d{1,3}(?:,\d{3})+|\d{3,})(?![\w.])")
+_NUMBER: Final = r"(?<![\w.-])(\d{1,3}(?:,\d{3})+|\d{3,})(?!\w|\.\d)"
+_NUMBERS: Final = re.compile(_NUMBER)
+#: Where a message names the window beside other numbers ("... maximum context length is 8192 tokens. However, you
+#: requested 9000 tokens (1000 in the messages, 8000 in the completion)").
+_WINDOW: Final = re.compile(rf"(?:maximum|limit|window|size)\D{{0,40}}?{_NUMBER}", re.IGNORECASE)
 _QUOTA: Final = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 _KINDS: Final = {
     400: "invalid_request_error",
@@ -117,9 +122,7 @@ def failure_of(
     said = f"{provider}: {message}" if message else f"{provider} answered with status {status}"
     seconds = _seconds(fields, now)
     if _is_overflow(status, code, message):
-        found = sorted(int(number.replace(",", "")) for number in _NUMBERS.findall(message))
-        limit = found[0] if len(found) >= 2 else limit or (found[0] if found else 0)
-        tokens = found[-1] if len(found) >= 2 else max(tokens, limit + 1)
+        tokens, limit = _sizes(error, message, tokens, limit)
         return replace(overflow(tokens, limit), upstream=status)
     if code in _QUOTA or status == 402:
         return Failure(429, "rate_limit_error", said, seconds=seconds, final=True, upstream=status)
@@ -169,6 +172,18 @@ def _is_overflow(status: int, code: str, message: str) -> bool:
     if code in _OVERFLOW_CODES:
         return True
     return (status in (400, 413, 422) or status < 400) and bool(_OVERFLOW.search(message))
+
+
+def _sizes(error: dict[str, Any], message: str, tokens: int, limit: int) -> tuple[int, int]:
+    """(the prompt's size, the window's) as the error tells them, else as they are known here."""
+    if shapes.count(error.get("n_ctx")):  # llama.cpp
+        return shapes.count(error.get("n_prompt_tokens")), shapes.count(error["n_ctx"])
+    found = sorted(int(number.replace(",", "")) for number in _NUMBERS.findall(message))
+    if len(found) < 2:
+        limit = limit or (found[0] if found else 0)
+        return max(tokens, limit + 1), limit
+    named = _WINDOW.search(message)
+    return found[-1], int(named[1].replace(",", "")) if named else found[0]
 
 
 def _plain(body: bytes) -> str:

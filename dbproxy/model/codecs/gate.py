@@ -172,7 +172,10 @@ class Gate:
             raise Ungrammatical("an event before message_start" if not self.ended else "an event behind the end")
 
     def _event(self, name: str, value: dict[str, Any]) -> None:
-        self._out.append(b"event: %b\ndata: %b\n\n" % (name.encode(), shapes.written(value)))
+        data = shapes.written(value)
+        if not data:
+            raise Ungrammatical(f"a {name} that is no JSON, or nests too deeply")
+        self._out.append(b"event: %b\ndata: %b\n\n" % (name.encode(), data))
 
 
 def is_object(text: str) -> bool:

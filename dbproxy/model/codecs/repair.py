@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ast
 import re
+import warnings
 from typing import Any, Final
 
 from dbproxy.model import shapes
 
-_FENCE: Final = re.compile(r"\A\s*```[a-zA-Z]*\s*\n?(.*?)\n?```\s*\Z", re.DOTALL)
-_TRAILING: Final = re.compile(r",(\s*[}\]])")
+_FENCE: Final = "```"
+#: A whole string, or a comma with nothing but the closing bracket behind it.
+_TRAILING: Final = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\Z)|,(?=\s*+[}\]])', re.DOTALL)
 _LONGEST: Final = 1 << 20
 
 
@@ -26,14 +28,20 @@ def arguments(text: str) -> dict[str, Any] | None:
         return found
     if len(text) > _LONGEST:
         return None
-    fenced = _FENCE.match(text)
-    if fenced:
-        text = fenced[1]
-    for candidate in (text, _TRAILING.sub(r"\1", text)):
+    text = _unfenced(text.strip())
+    for candidate in (text, _TRAILING.sub(lambda match: match[0] if match[0] != "," else "", text)):
         found = _object(candidate)
         if found is not None:
             return found
     return _literal(text)
+
+
+def _unfenced(text: str) -> str:
+    """What stands in a code block, with or without a language, from its first brace on."""
+    if not (text.startswith(_FENCE) and text.endswith(_FENCE)):
+        return text
+    language, brace, rest = text[len(_FENCE) : -len(_FENCE)].partition("{")
+    return brace + rest if brace and (not language.strip() or language.strip().isalpha()) else text
 
 
 def _object(text: str) -> dict[str, Any] | None:
@@ -46,9 +54,11 @@ def _object(text: str) -> dict[str, Any] | None:
 def _literal(text: str) -> dict[str, Any] | None:
     """A Python dictionary, as ``{'path': 'x', 'all': True}``, also with JSON's own words in it."""
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "\d" is no escape in Python, and means itself
+            tree = ast.parse(text.strip(), mode="eval").body
         value = _plain(tree)
-    except (SyntaxError, ValueError, RecursionError, MemoryError, TypeError, Warning):
+    except (SyntaxError, ValueError, RecursionError, MemoryError, TypeError):
         return None
     return value if isinstance(value, dict) and shapes.written(value) else None
 

@@ -12,6 +12,7 @@ route can be declined; a block of unknown type becomes text, never an error.
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
@@ -168,7 +169,10 @@ def read_request(body: bytes) -> Request:
     raw = shapes.parse(body)
     if not isinstance(raw, dict) or not isinstance(raw.get("messages"), list):
         raise Unroutable("the body is no Messages request")
-    return _Reader(raw).request(body)
+    try:
+        return _Reader(raw).request(body)
+    except RecursionError:
+        raise Unroutable("the body nests too deeply") from None
 
 
 class _Reader:
@@ -372,7 +376,9 @@ def _choice(value: object) -> Choice | None:
 
 
 def _number(value: object) -> float | None:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None  # 1e999 is JSON, and infinite
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _digest(value: object) -> str:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 #: What is kept for blocks that have to wait (characters): an upstream that sends more is broken.
 _MOST_WAITING: Final = 64 * 1024 * 1024
+#: No count is larger: one that an upstream gives all the same is a mistake of its own.
+_MOST_TOKENS: Final = 1 << 40
 
 
 @dataclass(slots=True)
@@ -455,4 +457,4 @@ class MessageWriter:
         return usage
 
     def _scaled(self, count: int, *, least: int = 0) -> int:
-        return max(least, round(count * self.translation.scale))
+        return max(least, round(min(count, _MOST_TOKENS) * self.translation.scale))
