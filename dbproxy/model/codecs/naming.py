@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_-]+\Z")
+#: Gemini wants a letter or an underscore first.
+_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*\Z")
 _STRANGE: Final = re.compile(r"[^A-Za-z0-9_-]")
 _DIGEST: Final = 8  # hexadecimal digits
 _FOLDED: Final = "dbpid_"
@@ -33,9 +35,11 @@ class ToolNames:
     def out(self, name: str) -> str:
         """The name for the other side: itself if it can be, else its tail with a digest."""
         short = name
-        if len(name) > self._limit or not _PLAIN.match(name):
+        if len(name) > self._limit or not _NAME.match(name):
             digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGEST]
             tail = _STRANGE.sub("_", name)[-(self._limit - _DIGEST - 1) :]
+            if not _NAME.match(tail):
+                tail = "_" + tail[1:]
             short = f"{tail}_{digest}"
         self._back[short] = name
         return short
