@@ -25,12 +25,13 @@ from typing import Any
 import buffering
 import capture
 import program
+import routing
 import scenarios
 import tools
 from contestants import Field, cpus
 from scenarios import Bench, Figure, Invalid
 
-ALL = program.ALL | scenarios.ALL | capture.ALL | buffering.ALL
+ALL = program.ALL | scenarios.ALL | capture.ALL | buffering.ALL | routing.ALL
 
 
 def machine() -> dict[str, Any]:

@@ -51,18 +51,28 @@ def load_tool() -> str:
 
 
 def mitmdump() -> str:
-    """mitmdump in a virtual environment of its own, the newest that this Python takes; installed at first use."""
-    folder = CACHE / "mitmproxy"
-    binary = folder / "bin" / "mitmdump"
+    """mitmdump, installed at first use."""
+    return _from_pypi("mitmproxy", "mitmproxy", "mitmdump")
+
+
+def litellm() -> str:
+    """litellm with its proxy, installed at first use."""
+    return _from_pypi("litellm", "litellm[proxy]", "litellm")
+
+
+def _from_pypi(name: str, wanted: str, program: str) -> str:
+    """A program in a virtual environment of its own, the newest release that this Python takes."""
+    folder = CACHE / name
+    binary = folder / "bin" / program
     if not binary.exists():
         shutil.rmtree(folder, ignore_errors=True)
-        print("installing mitmproxy once ...", file=sys.stderr, flush=True)
+        print(f"installing {name} once ...", file=sys.stderr, flush=True)
         venv.create(folder, with_pip=True)
-        command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "mitmproxy"]
+        command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", wanted]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
         if done.returncode or not binary.exists():
             shutil.rmtree(folder, ignore_errors=True)
-            raise Missing(f"mitmproxy could not be installed from PyPI: {done.stderr.strip()[-300:]}")
+            raise Missing(f"{name} could not be installed from PyPI: {done.stderr.strip()[-300:]}")
     return str(binary)
 
 

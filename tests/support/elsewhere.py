@@ -210,10 +210,10 @@ class Peer:
 
 
 @asynccontextmanager
-async def peer(*answers: bytes | Callable[[Any], Awaitable[None]]) -> AsyncIterator[Peer]:
+async def peer(*answers: bytes | Callable[[Any], Awaitable[None]], port: int = 0) -> AsyncIterator[Peer]:
     """A provider's server on loopback."""
     async with trio.open_nursery() as nursery:
-        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
         made = Peer(listeners[0].socket.getsockname()[1], list(answers))
         nursery.start_soon(trio.serve_listeners, made.serve, listeners)
         yield made
