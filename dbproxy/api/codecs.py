@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from dbproxy.model.codecs import Codec, StreamReader
 from dbproxy.model.codecs.capabilities import Capabilities, capabilities
+from dbproxy.model.codecs.chat import CHAT
 from dbproxy.model.codecs.estimate import prompt_tokens
 from dbproxy.model.codecs.failure import Failure, failure_of, overflow
 from dbproxy.model.codecs.gate import Gate, Ungrammatical
+from dbproxy.model.codecs.gemini import GEMINI
 from dbproxy.model.codecs.naming import ToolNames, client_id, upstream_id
+from dbproxy.model.codecs.native import NATIVE
+from dbproxy.model.codecs.native.request import claude_body
 from dbproxy.model.codecs.request import (
     Call,
     Choice,
@@ -28,12 +32,18 @@ from dbproxy.model.codecs.request import (
     Unroutable,
     read_request,
 )
-from dbproxy.model.codecs.targets import parse_target
+from dbproxy.model.codecs.responses import RESPONSES
+from dbproxy.model.codecs.targets import bare_model, parse_target
+from dbproxy.model.codecs.thinking import without_foreign_thinking
 from dbproxy.model.codecs.translation import Translation
 from dbproxy.model.codecs.vault import Kept, Vault, join_signature, split_signature
 from dbproxy.model.codecs.writer import MessageWriter, Tokens
 
 __all__ = [
+    "CHAT",
+    "GEMINI",
+    "NATIVE",
+    "RESPONSES",
     "Call",
     "Capabilities",
     "Choice",
@@ -58,7 +68,9 @@ __all__ = [
     "Ungrammatical",
     "Unroutable",
     "Vault",
+    "bare_model",
     "capabilities",
+    "claude_body",
     "client_id",
     "failure_of",
     "join_signature",
@@ -68,4 +80,5 @@ __all__ = [
     "read_request",
     "split_signature",
     "upstream_id",
+    "without_foreign_thinking",
 ]

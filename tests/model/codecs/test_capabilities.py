@@ -37,7 +37,7 @@ EVERY_ROW = [
 def test_every_provider_has_a_section():
     assert set(SECTIONS) == {
         *("openai", "gemini", "anthropic", "deepseek", "moonshot", "zai", "minimax", "openrouter"),
-        *("ollama", "lmstudio", "vllm", "llama.cpp", "compatible"),
+        *("ollama", "lmstudio", "vllm", "llama.cpp", "messages", "compatible"),
     }
 
 
