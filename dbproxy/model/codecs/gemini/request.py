@@ -114,9 +114,14 @@ def _lacking(request: Request, can: Capabilities) -> str:
 
 def _contents(request: Request, translation: Translation) -> list[dict[str, Any]]:
     contents: list[dict[str, Any]] = []
+    calls: list[Call] = []
     for turn in request.turns:
-        role = "model" if turn.role == "assistant" else "user"
-        parts = _model_parts(turn, translation) if role == "model" else _user_parts(turn, translation)
+        if turn.role == "assistant":
+            role, parts = "model", _model_parts(turn, translation)
+            calls = [part for part in turn.parts if isinstance(part, Call)]
+        else:
+            role, parts = "user", _user_parts(turn, calls, translation)
+            calls = []
         if not parts:
             continue  # it only thought
         if contents and contents[-1]["role"] == role:
@@ -163,14 +168,15 @@ def _id(client: str) -> dict[str, str]:
     return {} if not client or client.startswith(_MINTED) else {"id": upstream_id(client)}
 
 
-def _user_parts(turn: Turn, translation: Translation) -> list[dict[str, Any]]:
+def _user_parts(turn: Turn, calls: Iterable[Call], translation: Translation) -> list[dict[str, Any]]:
+    """What the user says behind these ``calls``. Each gets a response, even if two of them have one id."""
     if turn.role == "system":
         text = "\n\n".join(part.text for part in turn.parts if isinstance(part, Text))
         return [{"text": _REMINDER.format(text)}] if text else []
-    results = [part for part in turn.parts if isinstance(part, Result)]
+    results = {part.id: part for part in turn.parts if isinstance(part, Result)}
     return [
-        *(_response(result, translation) for result in results),
-        *_enclosed(results),
+        *(_response(results[call.id], translation) for call in calls if call.id in results),
+        *_enclosed(results.values()),
         *(_content(part) for part in turn.parts if isinstance(part, Text | Image | Document)),
     ]
 

@@ -356,7 +356,10 @@ def _merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     found = {**second, **first}
     for name in ("properties", "$defs", "definitions"):
         if isinstance(first.get(name), dict) and isinstance(second.get(name), dict):
-            found[name] = {**second[name], **first[name]}
+            found[name] = {
+                **first[name],
+                **{key: value for key, value in second[name].items() if key not in first[name]},
+            }
     if isinstance(first.get("required"), list) and isinstance(second.get("required"), list):
-        found["required"] = [*second["required"], *first["required"]]
+        found["required"] = [*first["required"], *second["required"]]
     return found

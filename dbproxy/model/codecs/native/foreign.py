@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from dbproxy.model import shapes
 from dbproxy.model.codecs import effort, flatten
 from dbproxy.model.codecs.native.common import blocks_of, budget_of, is_result, spoken_by_user
+from dbproxy.model.codecs.naming import upstream_id
 from dbproxy.model.codecs.request import INTERRUPTED, NO_OUTPUT, Unroutable
 from dbproxy.model.codecs.vault import split_signature
 
@@ -214,12 +215,12 @@ class _Foreign:
                 yield {"type": "thinking", "thinking": shapes.text(block.get("thinking")), "signature": payload}
         elif kind == "tool_use":
             name = self.translation.names.out(shapes.text(block.get("name")))
-            call = {"type": "tool_use", "id": shapes.text(block.get("id")), "name": name}
+            call = {"type": "tool_use", "id": upstream_id(shapes.text(block.get("id"))), "name": name}
             yield {**call, "input": shapes.mapping(block.get("input")), **self._mark(block)}
         elif kind == "tool_result":
             content = block.get("content")
             inner = [one for part in blocks_of(content) for one in self._content(shapes.mapping(part))]
-            found = {"type": "tool_result", "tool_use_id": shapes.text(block.get("tool_use_id"))}
+            found = {"type": "tool_result", "tool_use_id": upstream_id(shapes.text(block.get("tool_use_id")))}
             yield {
                 **found,
                 "content": content if isinstance(content, str) and content else inner or NO_OUTPUT,

@@ -83,9 +83,13 @@ class _Fitting:
     def _effort(self) -> None:
         config = shapes.mapping(self.values.get("output_config"))
         asked = shapes.text(config.get("effort"))
-        if not asked or not self.can.efforts or asked in self.can.efforts:
+        words = [known for known in self.can.efforts if known != "none"]
+        if shapes.mapping(self.values.get("thinking")).get("type") == "disabled" and "none" in self.can.efforts:
+            # Without thinking no more than high is taken (platform docs, migration to Opus 5).
+            words = [known for known in words if known not in ("xhigh", "max")]
+        if not asked or not self.can.efforts or asked in words:
             return
-        word = effort.nearest(asked, [known for known in self.can.efforts if known != "none"])
+        word = effort.nearest(asked, words)
         self.translation.note(f"effort {asked} became {word or 'what the model does by itself'}")
         rest = {name: value for name, value in config.items() if name != "effort"}
         if word:
