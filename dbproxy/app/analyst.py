@@ -15,6 +15,7 @@ import queue
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,7 +24,7 @@ from dbproxy.app.crash import describe_crash
 from dbproxy.app.pace import Pace
 from dbproxy.errors import ProtocolViolation
 from dbproxy.exchange import Fields, Outcome
-from dbproxy.model import redact
+from dbproxy.model import redact, shapes
 from dbproxy.model.accumulate import Accumulator
 from dbproxy.model.limits import rate_limits
 from dbproxy.model.link import Edge, Evidence, Link, RequestKind
@@ -65,6 +66,9 @@ _OUTCOMES = {
     Outcome.UPSTREAM_FAILED: "failed",
     Outcome.UPGRADED: "upgraded",
 }
+
+
+_SESSION = b"x-claude-code-session-id"
 
 
 class Sink(Protocol):
@@ -291,6 +295,8 @@ class Analyst:
         if recording.purpose:
             links = (_own_link(recording),)
         elif view.readable:
+            if self._tools.linker.is_new_agent(view, fields):
+                self._look_at_open_answers(recording)
             links = self._tools.linker.request(
                 facts.id,
                 facts.started,
@@ -314,6 +320,16 @@ class Analyst:
             link=links[0] if links else None,
         )
         return opened, links
+
+    def _look_at_open_answers(self, recording: Recording) -> None:
+        """What the answers that are under way in the same session have said so far: one of them started this agent."""
+        session = recording.exchange.request.fields.get(_SESSION)
+        for other in list(recording.capture.under_way.values()):
+            fields = other.exchange.request.fields
+            if other is not recording and other.down and session and fields.get(_SESSION) == session:
+                blocks = _complete_blocks(other)
+                if blocks:
+                    self._tools.linker.started(other.exchange.id, blocks)
 
     # ---- an answer
 
@@ -456,22 +472,40 @@ def decoded_body(fields: Fields, pieces: list[bytes]) -> bytes | None:
         return None
 
 
+def _complete_blocks(recording: Recording) -> list[object]:
+    """The blocks of an answer under way that have come to their end."""
+    head = recording.exchange.response
+    if head is None or not _is_events(head.fields):
+        return []
+    answer, splitter, ended = Accumulator(), SseSplitter(), set()
+    for data in _decoded_pieces(head.fields, list(recording.down)):
+        for event in splitter.feed(data):
+            answer.feed(event.name, event.data)
+            if event.name == b"content_block_stop":
+                ended.add(shapes.mapping(shapes.parse(event.data)).get("index"))
+    content = shapes.sequence(answer.message.get("content"))
+    return [block for index, block in enumerate(content) if index in ended]
+
+
+def _decoded_pieces(fields: Fields, pieces: list[bytes]) -> list[bytes]:
+    """Pieces of a payload with the content coding undone, as far as that goes: of a stream that was cut, what came."""
+    if fields.get(b"content-encoding") is None:
+        return pieces
+    found: list[bytes] = []
+    with suppress(ProtocolViolation):
+        undo = decoder(_coding(fields).encode("latin-1"), limit=DECODED_LIMIT)
+        found.extend(map(undo.feed, pieces))
+    return found
+
+
 def _pieces(fields: Fields, recording: Recording) -> list[StreamPiece]:
     """The answer's payload, decoded as far as that goes: of one that was cut short, what came."""
     began = recording.exchange.timings.first_byte
     times = recording.times or [began] * len(recording.down)
-    if fields.get(b"content-encoding") is None:
-        if not recording.streams:
-            return [StreamPiece(0.0, b"".join(recording.down))]
-        return [StreamPiece((at - began) * 1e3, data) for at, data in zip(times, recording.down, strict=False)]
-    found = []
-    try:
-        undo = decoder(_coding(fields).encode("latin-1"), limit=DECODED_LIMIT)
-        for at, data in zip(times, recording.down, strict=False):
-            found.append(StreamPiece((at - began) * 1e3, undo.feed(data)))
-    except ProtocolViolation:
-        pass
-    return found
+    if fields.get(b"content-encoding") is None and not recording.streams:
+        return [StreamPiece(0.0, b"".join(recording.down))]
+    plain = _decoded_pieces(fields, recording.down)
+    return [StreamPiece((at - began) * 1e3, data) for at, data in zip(times, plain, strict=False)]
 
 
 def _is_events(fields: Fields) -> bool:

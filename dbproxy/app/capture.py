@@ -97,6 +97,7 @@ class Recording:
     def finish(self) -> None:
         """The exchange has its outcome."""
         self.pace.beats += 1
+        self.capture.under_way.pop(self.exchange.id, None)
         self.request_read()
         self.capture.analyst.close(self)
 
@@ -177,6 +178,7 @@ class Capture:
         self.active = active
         self.held = 0
         self.shed = 0  # transcripts lost because more was held than HELD_LIMIT
+        self.under_way: dict[str, Recording] = {}  # Messages requests by exchange
         self._is_ours = is_ours
         self._has_policies = has_policies
 
@@ -200,6 +202,8 @@ class Capture:
         )
         recording.pace.beats += 1
         exchange.attributes[_KEY] = recording
+        if exchange.path == MESSAGES:
+            self.under_way[exchange.id] = recording
         return recording
 
     def hold(self, size: int) -> bool:

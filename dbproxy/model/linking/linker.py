@@ -31,7 +31,7 @@ from dbproxy.model.linking.state import FAILED, MAIN, OK, Conversation, Node, Sp
 from dbproxy.model.messages import header
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from dbproxy.exchange import Fields
     from dbproxy.model.agents import AgentFiles
@@ -147,6 +147,22 @@ class Linker:
         for call in started:
             self._spawned(conversation, thread, call, id)
         return self._corrections(conversation, self._resolve(conversation, None)) if started else ()
+
+    def is_new_agent(self, view: MessagesRequest, fields: Fields) -> bool:
+        """Does a request name an agent that has not spoken before?"""
+        agent = header(fields, AGENT_ID)[:128]
+        conversation = self._memory.get(view.session(fields)) if agent else None
+        return conversation is not None and agent not in conversation.threads
+
+    def started(self, id: str, content: Sequence[object]) -> None:
+        """An answer is still under way, and these blocks of it are complete: the client may have started agents by
+        them already (2.1.329 does so at a block's end, seconds before the answer's)."""
+        place = self._open.get(id)
+        conversation = self._memory.get(place[0]) if place else None
+        thread = conversation.threads.get(place[1]) if place and conversation else None
+        if conversation is not None and thread is not None:
+            for call in ledger.calls(content):
+                self._spawned(conversation, thread, call, id)
 
     def forget(self, prefix: str = "") -> int:
         """Drop conversations whose id begins with ``prefix`` from memory; how many."""
