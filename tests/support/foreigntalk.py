@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from google.genai import types
+from hypothesis import strategies as st
 
 from dbproxy.model.codecs.capabilities import Capabilities, capabilities
 from dbproxy.model.codecs.gemini import GEMINI
@@ -220,3 +221,61 @@ def whole(codec: Codec, value: Any, translation: Translation) -> Heard:
 def names_of(*names: str) -> ToolNames:
     """The tools' names as the other side takes them."""
     return ToolNames(names)
+
+
+# ---- whatever comes
+
+#: Any JSON value.
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 2) | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=6,
+)
+_kinds = [
+    "text",
+    "thinking",
+    "tool_use",
+    "tool_result",
+    "image",
+    "document",
+    "redacted_thinking",
+    "tool_reference",
+    "?",
+]
+_blocks = st.fixed_dictionaries(
+    {"type": st.sampled_from(_kinds)},
+    optional={
+        "text": st.text(max_size=5),
+        "thinking": st.text(max_size=5),
+        "signature": st.sampled_from(["", "x", "gemini#eA==", "openai#y"]),
+        "id": st.sampled_from(["", "toolu_1", "a"]),
+        "tool_use_id": st.sampled_from(["", "toolu_1", "a"]),
+        "name": st.sampled_from(["", "Read", "3", "x y"]),
+        "input": JSON,
+        "content": JSON,
+        "source": JSON,
+    },
+)
+#: Bodies of requests whose histories are out of order in every way.
+bodies = st.fixed_dictionaries(
+    {
+        "model": st.just("claude"),
+        "messages": st.lists(
+            st.fixed_dictionaries(
+                {
+                    "role": st.sampled_from(["user", "assistant", "system", "?"]),
+                    "content": st.text(max_size=4) | st.lists(_blocks, max_size=4) | JSON,
+                }
+            ),
+            max_size=6,
+        ),
+    },
+    optional={
+        "system": JSON,
+        "tools": st.lists(st.fixed_dictionaries({"name": st.text(max_size=3), "input_schema": JSON}), max_size=3),
+        "thinking": JSON,
+        "output_config": JSON,
+        "stop_sequences": JSON,
+        "max_tokens": st.integers(-1, 100),
+    },
+)

@@ -62,20 +62,25 @@ def _readable(message: Any, *, everything: bool) -> Any:
     if found.get("role") != "assistant" or not isinstance(blocks, list):
         return message
     searches = frozenset(_foreign_searches(blocks))
-    kept = [one for block in blocks if (one := _block(block, searches, everything=everything)) is not None]
+    kept = [_told(block, searches) for block in blocks if not _goes(block, everything=everything)]
     if len(kept) == len(blocks) and all(one is block for one, block in zip(kept, blocks, strict=True)):
         return message
     return {**found, "content": kept} if kept else None
 
 
-def _block(block: Any, searches: frozenset[str], *, everything: bool) -> Any:
+def _goes(block: Any, *, everything: bool) -> bool:
+    found = shapes.mapping(block)
+    if found.get("type") == "redacted_thinking":
+        return everything  # only Claude's come through to a client
+    if found.get("type") != "thinking":
+        return False
+    return everything or split_signature(shapes.text(found.get("signature")))[0] != CLAUDE
+
+
+def _told(block: Any, searches: frozenset[str]) -> Any:
+    """The block, or its text where it belongs to one of these ``searches``."""
     found = shapes.mapping(block)
     kind = shapes.text(found.get("type"))
-    if kind == "redacted_thinking":
-        return None if everything else block  # only Claude's come through to a client
-    if kind == "thinking":
-        foreign = split_signature(shapes.text(found.get("signature")))[0] != CLAUDE
-        return None if everything or foreign else block
     if kind == "server_tool_use" and shapes.text(found.get("id")) in searches:
         return {"type": "text", "text": flatten.as_text(kind, found)}
     if kind == "web_search_tool_result" and shapes.text(found.get("tool_use_id")) in searches:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from foreigntalk import (  # fmt: skip
+from foreigntalk import (
     READ,
     ask,
     assistant,

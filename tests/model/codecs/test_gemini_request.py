@@ -16,6 +16,7 @@ from foreigntalk import (
     READ,
     ask,
     assistant,
+    bodies,
     document,
     for_gemini,
     image,
@@ -28,7 +29,6 @@ from foreigntalk import (
     user,
 )
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from dbproxy.model.codecs.capabilities import Capabilities, capabilities
 from dbproxy.model.codecs.gemini import GEMINI
@@ -445,59 +445,6 @@ def test_nothing_tells_who_the_user_is_and_nothing_is_there_that_gemini_does_not
 
 
 # ---- whatever comes
-
-_json = st.recursive(
-    st.none() | st.booleans() | st.integers(-2, 2) | st.text(max_size=4),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
-    max_leaves=6,
-)
-_kinds = [
-    "text",
-    "thinking",
-    "tool_use",
-    "tool_result",
-    "image",
-    "document",
-    "redacted_thinking",
-    "tool_reference",
-    "?",
-]
-_blocks = st.fixed_dictionaries(
-    {"type": st.sampled_from(_kinds)},
-    optional={
-        "text": st.text(max_size=5),
-        "thinking": st.text(max_size=5),
-        "signature": st.sampled_from(["", "x", "gemini#eA==", "openai#y"]),
-        "id": st.sampled_from(["", "toolu_1", "a"]),
-        "tool_use_id": st.sampled_from(["", "toolu_1", "a"]),
-        "name": st.sampled_from(["", "Read", "3", "x y"]),
-        "input": _json,
-        "content": _json,
-        "source": _json,
-    },
-)
-bodies = st.fixed_dictionaries(
-    {
-        "model": st.just("claude"),
-        "messages": st.lists(
-            st.fixed_dictionaries(
-                {
-                    "role": st.sampled_from(["user", "assistant", "system", "?"]),
-                    "content": st.text(max_size=4) | st.lists(_blocks, max_size=4) | _json,
-                }
-            ),
-            max_size=6,
-        ),
-    },
-    optional={
-        "system": _json,
-        "tools": st.lists(st.fixed_dictionaries({"name": st.text(max_size=3), "input_schema": _json}), max_size=3),
-        "thinking": _json,
-        "output_config": _json,
-        "stop_sequences": _json,
-        "max_tokens": st.integers(-1, 100),
-    },
-)
 
 
 @settings(max_examples=150, deadline=None)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dbproxy.model import shapes
 from dbproxy.model.codecs import effort, flatten
-from dbproxy.model.codecs.native.common import blocks_of, budget_of, is_result, spoken_by_user
 from dbproxy.model.codecs.naming import upstream_id
+from dbproxy.model.codecs.native.common import blocks_of, budget_of, is_result, spoken_by_user
 from dbproxy.model.codecs.request import INTERRUPTED, NO_OUTPUT, Unroutable
 from dbproxy.model.codecs.vault import split_signature
 
@@ -203,11 +203,12 @@ class _Foreign:
         """(role, blocks) of each message that says anything."""
         for message in spoken_by_user(shapes.sequence(self.raw.get("messages"))):
             role = "assistant" if message.get("role") == "assistant" else "user"
-            blocks = [one for block in blocks_of(message.get("content")) for one in self._block(shapes.mapping(block))]
+            say = self._by_assistant if role == "assistant" else self._by_user
+            blocks = [one for block in blocks_of(message.get("content")) for one in say(shapes.mapping(block))]
             if blocks:
                 yield role, blocks
 
-    def _block(self, block: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def _by_assistant(self, block: dict[str, Any]) -> Iterator[dict[str, Any]]:
         kind = block.get("type")
         if kind == "thinking":
             maker, payload = split_signature(shapes.text(block.get("signature")))
@@ -217,7 +218,12 @@ class _Foreign:
             name = self.translation.names.out(shapes.text(block.get("name")))
             call = {"type": "tool_use", "id": upstream_id(shapes.text(block.get("id"))), "name": name}
             yield {**call, "input": shapes.mapping(block.get("input")), **self._mark(block)}
-        elif kind == "tool_result":
+        elif kind not in ("redacted_thinking", "tool_result"):
+            yield from self._content(block)
+
+    def _by_user(self, block: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        kind = block.get("type")
+        if kind == "tool_result":
             content = block.get("content")
             inner = [one for part in blocks_of(content) for one in self._content(shapes.mapping(part))]
             found = {"type": "tool_result", "tool_use_id": upstream_id(shapes.text(block.get("tool_use_id")))}
@@ -227,7 +233,7 @@ class _Foreign:
                 **({"is_error": True} if block.get("is_error") is True else {}),
                 **self._mark(block),
             }
-        elif kind not in ("redacted_thinking", "tool_addition", "tool_removal"):
+        elif kind not in ("thinking", "redacted_thinking", "tool_use", "tool_addition", "tool_removal"):
             yield from self._content(block)
 
     def _content(self, block: dict[str, Any]) -> Iterator[dict[str, Any]]:
