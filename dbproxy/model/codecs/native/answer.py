@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from dbproxy.model import shapes
+from dbproxy.model.codecs import repair
 from dbproxy.model.codecs.failure import Failure, failure_of
 from dbproxy.model.codecs.gate import STOP_REASONS
 from dbproxy.model.codecs.thinking import CLAUDE
@@ -56,7 +57,7 @@ class _Open:
     kind: str
     serial: int
     block: dict[str, Any]
-    pieces: list[str] = field(default_factory=list)  # of a server's call: its input
+    pieces: list[str] = field(default_factory=list)  # of its input
     signature: str = ""
     said: bool = False  # something of it has come
     citations: list[dict[str, Any]] = field(default_factory=list)  # that came before the text
@@ -221,11 +222,9 @@ class NativeReader:
             block = calls[-1]
         if not piece:
             return
-        block.said = True
+        block.pieces.append(piece)
         if block.kind == "tool_use":
             self._writer.call(block.serial, arguments=piece)
-        else:
-            block.pieces.append(piece)
 
     def _block_stop(self, event: dict[str, Any]) -> None:
         block = self._blocks.pop(_key(event.get("index")), None)
@@ -239,12 +238,19 @@ class NativeReader:
         elif block.kind == "thinking":
             self._seal(block)
         elif block.kind == "tool_use":
-            # Some servers give the input with the block's beginning, and nothing later.
-            given = shapes.mapping(block.block.get("input"))
-            whole = shapes.written(given).decode("utf-8", "replace") if given and not block.said else None
-            writer.complete(block.serial, whole)
+            self._complete(block)
         else:
             self._whole(block)
+
+    def _complete(self, block: _Open) -> None:
+        if not block.pieces:
+            # Some servers give the input with the block's beginning, and nothing later.
+            given = shapes.mapping(block.block.get("input"))
+            whole = shapes.written(given).decode("utf-8", "replace") if given else None
+            self._writer.complete(block.serial, whole)
+        elif repair.arguments("".join(block.pieces)) is not None:
+            self._writer.complete(block.serial)
+        # Else the limit has cut it, which the answer's end has yet to say.
 
     def _seal(self, block: _Open) -> None:
         if self._claude:
