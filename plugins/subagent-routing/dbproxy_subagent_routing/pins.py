@@ -28,7 +28,8 @@ class Pin:
     """One thread's way. Without ``targets`` it stays where the client sends it.
 
     ``foreign`` says that its history may hold what other models thought; ``trace`` that this thread follows the rules
-    of the day and merely has been elsewhere. Times are Unix seconds.
+    of the day and merely has been elsewhere. ``model`` is what the agent asks for, if the client's own upstream has no
+    such model. Times are Unix seconds.
     """
 
     conversation: str
@@ -39,6 +40,7 @@ class Pin:
     fallback: bool = True
     foreign: bool = False
     trace: bool = False
+    model: str = ""
     used: float = 0.0
 
     @property
@@ -57,6 +59,7 @@ class Pin:
             "fallback": self.fallback,
             "foreign": self.foreign,
             "trace": self.trace,
+            "model": self.model,
             "used": self.used,
         }
 
@@ -73,6 +76,7 @@ class Pin:
             value["fallback"] is True,
             value["foreign"] is True,
             value["trace"] is True,
+            str(value["model"]),
             float(value["used"]),
         )
 
@@ -103,9 +107,9 @@ class Pins:
         self._pins.move_to_end(pin.place)
         return pin
 
-    def knows(self, place: Place | None) -> bool:
-        """Is this thread pinned?"""
-        return place in self._pins
+    def peek(self, place: Place | None) -> Pin | None:
+        """The pin of a thread; this is no use of it."""
+        return self._pins.get(place) if place is not None else None
 
     def touches(self, session: str) -> bool:
         """Is any thread of this conversation pinned? Without a name of the conversation: any at all."""

@@ -13,13 +13,14 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from dbproxy.api import Edge, RequestKind, json_members
-from dbproxy_subagent_routing.rules import CUSTOM, Asker
+from dbproxy_subagent_routing.rules import Asker
 
 if TYPE_CHECKING:
     from dbproxy.api import Agent, Fields, Link
     from dbproxy_subagent_routing.rules import RuleSet
 
 MAIN: Final = "main"
+COMPACTION: Final = "compaction"
 _CLASS: Final = b"x-claude-code-request-class"
 _SPEAKING: Final = frozenset({"main", "subagent", "workflow"})
 _TYPE_HEADER: Final = "header x-claude-code-agent-type"
@@ -43,13 +44,15 @@ class Head:
     session: str = ""
     agent_id: str = ""
     agent_type: str = ""
+    trigger: str = ""  # of a compaction: manual, auto, reactive
 
     @classmethod
     def of(cls, fields: Fields) -> Head:
         """Read the fields of a request."""
         said, agent = _text(fields, _CLASS), _text(fields, b"x-claude-code-agent-id")
         session = _text(fields, b"x-claude-code-session-id")
-        return cls(_role(said, agent), session, agent, _text(fields, b"x-claude-code-agent-type"))
+        trigger = _text(fields, b"x-claude-code-compaction")
+        return cls(_role(said, agent), session, agent, _text(fields, b"x-claude-code-agent-type"), trigger)
 
     @property
     def place(self) -> tuple[str, str] | None:
@@ -107,15 +110,11 @@ def is_first(link: Link) -> bool:
     return link.edge in (Edge.SPAWN, Edge.ROOT)
 
 
-def name_is_open(link: Link | None, head: Head) -> bool:
-    """May the name of a custom agent still become known, or better known?
-
-    It stands in the call that started the agent, and the answer with that call may be under way. An agent's file alone
-    may be one of several with the same body (case 87).
-    """
-    if link is None or link.agent is None:
-        return head.agent_type in ("", CUSTOM)
-    return link.agent.type in ("", CUSTOM) and not link.agent.tool_use_id
+def place_of(link: Link | None, head: Head) -> tuple[str, str] | None:
+    """Conversation and thread; None for a side request, and where nobody knows."""
+    if link is not None:
+        return (link.conversation, link.thread) if link.thread else None
+    return head.place if head.role is not Role.SIDE else None
 
 
 def asker_of(link: Link | None, head: Head, model: str) -> Asker:
@@ -146,11 +145,42 @@ def _proof(link: Link, agent: Agent | None, head: Head) -> str:
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What of a Messages body a decision needs before anything is known: the ``model`` asked for; whether it opens or
-    continues a message ``thread`` (API facts 2.6), and whether nobody has answered yet in its history (``begins``)."""
+    continues a message ``thread`` (API facts 2.6), and whether nobody has answered yet in its history (``begins``).
+
+    ``guarded`` names a tool whose every use the client's auto mode wants judged by the server; "" for none.
+    """
 
     model: str = ""
     thread: bool = False
     begins: bool = False
+    guarded: str = ""
+
+
+#: Tools that auto mode lets run without a verdict (measured with 2.1.329). All others are refused without one: Bash,
+#: WebFetch, Agent, those of MCP servers.
+_UNGUARDED: Final = frozenset(
+    {
+        "DeferredToolPlaceholder",
+        "Edit",
+        "Glob",
+        "Grep",
+        "LS",
+        "MultiEdit",
+        "NotebookEdit",
+        "NotebookRead",
+        "Read",
+        "Skill",
+        "SubagentHandback",
+        "TaskCreate",
+        "TaskGet",
+        "TaskList",
+        "TaskUpdate",
+        "TodoWrite",
+        "ToolSearch",
+        "Write",
+    }
+)
+_LOOKED_AT: Final = frozenset({b"model", b"thread", b"safeguards", b"tools"})
 
 
 def read_asked(body: bytes) -> Asked | None:
@@ -158,9 +188,16 @@ def read_asked(body: bytes) -> Asked | None:
     members = json_members(body)
     if members is None:
         return None
-    spans = {member.key: body[member.start : member.end] for member in members if member.key in (b"model", b"thread")}
-    model, thread = (json.loads(spans.get(key, b"null")) for key in (b"model", b"thread"))
+    spans = {member.key: body[member.start : member.end] for member in members if member.key in _LOOKED_AT}
+    model, thread, guards = (json.loads(spans.get(key, b"null")) for key in (b"model", b"thread", b"safeguards"))
     continues = isinstance(thread, dict) and thread.get("type") == "continue"
     # Within a text the quotes would be escaped: this is a role, or a name, which only makes us careful.
     begins = not continues and b'"assistant"' not in body
-    return Asked(model if isinstance(model, str) else "", bool(thread), begins)
+    guarded = _first_guarded(json.loads(spans.get(b"tools", b"null"))) if guards else ""
+    return Asked(model if isinstance(model, str) else "", bool(thread), begins, guarded)
+
+
+def _first_guarded(tools: object) -> str:
+    listed = [tool for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
+    names = (str(tool.get("name") or tool.get("type") or "a tool") for tool in listed)
+    return next((name for name in names if name not in _UNGUARDED), "")

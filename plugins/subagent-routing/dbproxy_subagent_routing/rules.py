@@ -8,8 +8,8 @@ the kind of request, the model. The nearer a rule is to the one agent, the surer
 behind the user's own rules because it travels with a clone, and before the types and kinds because it was written for
 this agent alone. Within each step a word beats a pattern, then the earlier rule wins.
 
-Invariants: no rule for agents ever fits a request that is no agent's turn; the main line and its summaries move by the
-very words ``kind:main`` and ``kind:compaction`` or by a model, never by a pattern over kinds.
+Invariants: no rule for agents ever fits a request that is no agent's turn; the main line moves by the very words
+``kind:main`` or by its model, its summaries by ``kind:compaction`` alone.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from functools import cached_property
 from typing import Final
 
 from dbproxy.api import RequestKind
+from dbproxy.api.codecs import bare_model
 
 #: What the client says of every agent that its user made.
 CUSTOM: Final = "custom"
 #: The target that means: where the client sent it.
 STAY: Final = "claude"
 _PREFIX: Final = re.compile(r"(agent|type|kind|model):(.*)", re.DOTALL | re.IGNORECASE)
-_WINDOW: Final = re.compile(r"(?:\[\d+[km]\])+$", re.IGNORECASE)
 _GLOB: Final = frozenset("*?[")
 #: Kinds that a rule may name; a plugin's own calls are nobody's to route, and a turn after a compaction is a turn.
 KINDS: Final = tuple(str(kind) for kind in RequestKind if kind not in (RequestKind.OWN, RequestKind.AFTER_COMPACTION))
@@ -52,8 +52,8 @@ class Step(IntEnum):
 class Rule:
     """One rule. ``key`` is as its author wrote it, ``pattern`` what is compared (lower case).
 
-    ``targets`` are texts such as ``openai:gpt-5.5``, tried in order; ``problem`` says why the rule cannot be read.
-    ``bare`` keys name an agent or a type of the client's own.
+    ``targets`` are texts such as ``openai:gpt-5.5``, tried in order; ``note`` is the reason that its author gives;
+    ``problem`` says why the rule cannot be read. ``bare`` keys name an agent or a type of the client's own.
     """
 
     key: str
@@ -62,6 +62,7 @@ class Rule:
     pattern: str = ""
     bare: bool = False
     fallback: bool = True
+    note: str = ""
     problem: str = ""
 
     def __str__(self) -> str:
@@ -101,10 +102,15 @@ class Asker:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The rule that fits, and why, as a clause: ``the agent is named code-reviewer``."""
+    """The rule that fits, and ``why``, as a clause: ``the agent is named code-reviewer``."""
 
     rule: Rule
-    reason: str
+    why: str
+
+    @property
+    def reason(self) -> str:
+        """Why, with the reason that the rule's author gave."""
+        return f"{self.why} ({self.rule.note})" if self.rule.note else self.why
 
 
 def read_rules(value: object) -> tuple[Rule, ...]:
@@ -116,12 +122,14 @@ def read_rules(value: object) -> tuple[Rule, ...]:
 
 def _rule(key: str, value: object) -> Rule:
     step, pattern, bare = _key(key)
-    targets, fallback, problem = _value(value)
+    given = value if isinstance(value, Mapping) else {"to": value}
+    targets, fallback, problem = _value(given)
+    note = given.get("reason", "")
     if not problem and not pattern:
         problem = "it names nobody"
     if not problem and step is Step.KIND and not any(Rule(key, (), pattern=pattern).fits(kind) for kind in KINDS):
         problem = f"there is no such kind of request. Known: {', '.join(KINDS)}"
-    return Rule(key, targets, step, pattern, bare, fallback, problem)
+    return Rule(key, targets, step, pattern, bare, fallback, note if isinstance(note, str) else "", problem)
 
 
 def _key(key: str) -> tuple[Step, str, bool]:
@@ -139,28 +147,20 @@ def _key(key: str) -> tuple[Step, str, bool]:
     return (Step.TYPE if word == "type" else Step.AGENT), rest, False
 
 
-def _value(value: object) -> tuple[tuple[str, ...], bool, str]:
+def _value(given: Mapping[str, object]) -> tuple[tuple[str, ...], bool, str]:
     """Targets, fallback and what is wrong."""
-    fallback = True
-    if isinstance(value, Mapping):
-        unknown = sorted(str(name) for name in value if name not in ("to", "fallback"))
-        if unknown:
-            return (), True, f"it has an unknown part {unknown[0]!r}; write {{ to = TARGET, fallback = true or false }}"
-        given = value.get("fallback", True)
-        if not isinstance(given, bool):
-            return (), True, "fallback must be true or false"
-        value, fallback = value.get("to"), given
+    unknown = sorted(str(name) for name in given if name not in ("to", "fallback", "reason"))
+    if unknown:
+        return (), True, f"it has an unknown part {unknown[0]!r}; write {{ to = TARGET, fallback = true or false }}"
+    value, fallback = given.get("to"), given.get("fallback", True)
+    if not isinstance(fallback, bool):
+        return (), True, "fallback must be true or false"
     listed = [value] if isinstance(value, str) else value if isinstance(value, Sequence) else []
     targets = tuple(text.strip() for text in listed if isinstance(text, str) and text.strip())
     if not targets or len(targets) != len(listed):
         return (), fallback, "it names no target; write PROVIDER:MODEL, or a list of them"
     end = next((at for at, text in enumerate(targets) if text.lower() == STAY), None)
     return (targets, fallback, "") if end is None else (targets[: end or 1], True, "")
-
-
-def bare_model(model: str) -> str:
-    """A model's id without the client's mark for a larger window (``claude-opus-5-5[1m]``)."""
-    return _WINDOW.sub("", model.strip())
 
 
 @dataclass(frozen=True)
@@ -171,11 +171,6 @@ class RuleSet:
 
     def __bool__(self) -> bool:
         return bool(self.rules)
-
-    @cached_property
-    def by_name(self) -> bool:
-        """Does a rule go by agents' names?"""
-        return any(rule.step is Step.AGENT for rule in self.rules)
 
     @cached_property
     def models(self) -> bool:
@@ -223,8 +218,13 @@ def match(rules: Sequence[Rule], asker: Asker, file: Rule | None = None) -> Matc
         rule = next((one for one in _ranked(rules, Step.KIND) if _fits_kind(one, kind)), None)
         if rule is not None:
             return Match(rule, f"it is a request of the kind {asker.kind}")
-    rule = _best(rules, Step.MODEL, bare_model(asker.model)) if asker.model else None
+    rule = by_model(rules, asker.model) if asker.kind != str(RequestKind.COMPACTION) else None
     return Match(rule, f"it asks for the model {asker.model}") if rule else None
+
+
+def by_model(rules: Sequence[Rule], model: str) -> Rule | None:
+    """The rule for this model."""
+    return _best(rules, Step.MODEL, bare_model(model)) if model else None
 
 
 def _by_name(rules: Sequence[Rule], asker: Asker) -> Match | None:

@@ -26,13 +26,12 @@ _CLIENTS: Final = (b"claude-cli/", b"claude-code/")
 _WINDOW_VARIABLES: Final = ("CLAUDE_CODE_AUTO_COMPACT_WINDOW", "CLAUDE_CODE_MAX_CONTEXT_TOKENS")
 #: The part of a window that is kept free for an answer at most: a fourth.
 ANSWER_SHARE: Final = 4
+#: Tokens of a summary, about.
+_SUMMARY: Final = 8_000
 
 NO_KEY: Final = (
     "this request brought no launch secret and no client key, so no key of ours serves it: start the client with "
     "`dbproxy claude`"
-)
-AUTO_MODE: Final = (
-    "the client is in auto mode and waits for the server's verdict on each tool call, which no other server gives"
 )
 
 
@@ -118,12 +117,12 @@ def objection(target: Target, provider: Provider, request: Request, *, authorise
     return said or _said(lambda: _too_large(target, provider.capabilities(target.model), request))
 
 
-def _too_large(target: Target, able: Capabilities, request: Request) -> str:
-    """The window has to hold the prompt and the longest answer that will be asked for, a quarter of it at most: codecs
-    ask for no more than what is left behind the prompt."""
+def _too_large(target: Target, able: Capabilities, request: Request, most: int = 0) -> str:
+    """The window has to hold the prompt and the longest answer that will be asked for, a quarter of it (or ``most``
+    tokens) at most: codecs ask for no more than what is left behind the prompt."""
     if not able.context:
         return ""
-    share = able.context // ANSWER_SHARE
+    share = most or able.context // ANSWER_SHARE
     wanted = min(request.max_tokens or share, able.output or share, share)
     tokens = prompt_tokens(request)
     if tokens + wanted <= able.context:
@@ -133,9 +132,22 @@ def _too_large(target: Target, able: Capabilities, request: Request) -> str:
     )
 
 
-def auto_mode(request: Request) -> str:
-    """Why a request of the client's auto mode cannot go elsewhere; "" if it is none."""
-    return AUTO_MODE if request.raw.get("safeguards") else ""
+def too_long_to_sum_up(target: Target, provider: Provider, request: Request, trigger: str) -> str:
+    """Why a request for a summary cannot go where the history grew; "" if it can. One that the client makes because it
+    was told that its prompt is too long holds the same history, and would be told so again."""
+    if trigger == "reactive":
+        return f"the history is too long for {target}, and so is the request to sum it up"
+    return _said(lambda: _too_large(target, provider.capabilities(target.model), request, _SUMMARY))
+
+
+def auto_mode(tool: str) -> str:
+    """Why a request of the client's auto mode that offers this tool cannot go elsewhere."""
+    return f"the client is in auto mode, where Claude's server judges each use of {tool}, and no other does"
+
+
+def is_foreign_name(model: str, window: int) -> bool:
+    """Is this no name of a model of Claude's? ``window`` is what is known of its context, 0 for nothing."""
+    return not (model.lower().startswith("claude") and window)
 
 
 def measure(fields: Fields, window: int, variables: Mapping[str, str], context: int) -> float:

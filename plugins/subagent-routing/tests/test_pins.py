@@ -29,8 +29,9 @@ def test_a_thread_is_held_where_it_was_put():
     assert pins.get(("s-1", "a2"), 1000.0) is None
     assert pins.get(("s-2", "a1"), 1000.0) is None
     assert pins.get(None, 1000.0) is None
-    assert pins.knows(("s-1", "a1"))
-    assert not pins.knows(None)
+    assert pins.peek(("s-1", "a1")) == pin()
+    assert pins.peek(("s-1", "a2")) is None
+    assert pins.peek(None) is None
     assert pins.touches("s-1")
     assert not pins.touches("s-2")
     assert pins.touches("")
@@ -96,6 +97,7 @@ made = st.builds(
     st.booleans(),
     st.booleans(),
     st.booleans(),
+    texts,
     st.floats(0, 2e9),
 )
 

@@ -12,7 +12,7 @@ from dbproxy_subagent_routing.recognition import (
     asker_of,
     is_first,
     may_concern,
-    name_is_open,
+    place_of,
     read_asked,
 )
 from dbproxy_subagent_routing.rules import Asker, RuleSet, read_rules
@@ -131,21 +131,12 @@ def test_without_a_link_the_head_has_to_do():
     assert asker_of(None, head(), "m") == Asker("", model="m")
 
 
-@pytest.mark.parametrize(
-    ("agent", "type", "still"),
-    [
-        (Agent("a1", "custom", "code-reviewer", tool_use_id="toolu_1"), "custom", False),
-        (Agent("a1", "custom", "code-reviewer"), "custom", True),  # by its file alone: two may have the same body
-        (Agent("a1", "custom"), "custom", True),
-        (Agent("a1"), "", True),
-        (Agent("a1", "Explore"), "Explore", False),
-        (None, "custom", True),
-        (None, "Explore", False),
-    ],
-)
-def test_whether_a_name_may_still_become_known(agent, type, still):
-    made = link(RequestKind.SUBAGENT, "a1", agent) if agent is not None else None
-    assert name_is_open(made, head("subagent", "a1", type)) is still
+def test_the_place_of_a_request():
+    assert place_of(link(RequestKind.SUBAGENT, "a1"), head()) == ("s-1", "a1")
+    assert place_of(link(RequestKind.TITLE, ""), head("subagent", "a1")) is None
+    assert place_of(None, head("subagent", "a1")) == ("s-1", "a1")
+    assert place_of(None, head("auxiliary", "a1")) is None
+    assert place_of(None, head()) is None
 
 
 @pytest.mark.parametrize("edge", Edge)
@@ -173,6 +164,37 @@ USER, ASSISTANT = {"role": "user", "content": 'the "assistant"'}, {"role": "assi
 def test_what_of_a_body_is_looked_at(body, asked):
     assert read_asked(json.dumps(body).encode()) == asked
     assert read_asked(json.dumps(body, indent=1).encode()) == asked
+
+
+@pytest.mark.parametrize(
+    ("tools", "guarded"),
+    [
+        ([], ""),
+        (None, ""),
+        (["Read", "Grep", "Edit", "Write", "TodoWrite", "SubagentHandback", "TaskUpdate"], ""),
+        (["Read", "Bash"], "Bash"),
+        (["WebFetch"], "WebFetch"),
+        (["Agent"], "Agent"),
+        (["Task"], "Task"),
+        (["mcp__github__push"], "mcp__github__push"),
+        ([{"type": "web_search_20250305"}], "web_search_20250305"),
+        ([{}], "a tool"),
+        ([5], ""),
+    ],
+)
+def test_a_tool_whose_use_the_clients_auto_mode_wants_judged(tools, guarded):
+    listed = [{"name": tool} if isinstance(tool, str) else tool for tool in tools] if tools is not None else None
+    body = {"model": "m", "tools": listed}
+
+    def of(safeguards: object) -> str:
+        asked = read_asked(json.dumps({**body, "safeguards": safeguards}).encode())
+        assert asked is not None
+        return asked.guarded
+
+    assert of([{"type": "dangerous_tool_use"}]) == guarded
+    assert of([]) == ""
+    assert of(None) == ""
+    assert read_asked(json.dumps(body).encode()) == Asked("m", begins=True)
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"null", b'{"model":"a","model":"b"}', b'{"model":', b"\xff"])

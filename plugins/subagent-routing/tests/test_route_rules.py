@@ -34,7 +34,7 @@ def fitting(asker: Asker, *keys: str, file: Rule | None = None) -> str:
         (["ollama:qwen3", "openai:gpt-5.5"], ("ollama:qwen3", "openai:gpt-5.5"), True),
         (("ollama:qwen3",), ("ollama:qwen3",), True),
         ({"to": "openai:gpt-5.5", "fallback": False}, ("openai:gpt-5.5",), False),
-        ({"to": ["a:b", "c:d"]}, ("a:b", "c:d"), True),
+        ({"to": ["a:b", "c:d"], "reason": "cheap"}, ("a:b", "c:d"), True),
         ("claude", ("claude",), True),
         (["Claude", "a:b"], ("Claude",), True),
         ({"to": ["a:b", "claude", "c:d"], "fallback": False}, ("a:b",), True),  # the end of the chain is named
@@ -160,6 +160,11 @@ def test_case_90_a_conversation_is_moved_by_the_very_word_and_by_no_pattern(kind
     assert fitting(Asker(kind), "kind:*", f"kind:{kind}") == f"kind:{kind}"
 
 
+def test_case_90_a_summary_is_not_moved_by_the_model_either():
+    assert fitting(Asker("compaction", model="claude-opus-5-5"), "model:*") == ""
+    assert fitting(Asker("title", model="claude-opus-5-5"), "model:*") == "model:*"
+
+
 @given(
     kind=st.sampled_from([kind for kind in KINDS if kind not in ("subagent", "nested")]),
     keys=st.lists(st.sampled_from(["*", "code-reviewer", "agent:*", "type:*", "type:custom", "kind:subagent"])),
@@ -205,6 +210,9 @@ def test_reasons_name_the_evidence():
     assert why(EXPLORER, "type:Explore") == "the agent's type is Explore"
     assert why(EXPLORER, "kind:subagent") == "it is a request of the kind subagent"
     assert why(EXPLORER, "model:claude-haiku-4-5") == "it asks for the model claude-haiku-4-5"
+    noted = match(read_rules({"Explore": {"to": "a:b", "reason": "cheap enough"}}), EXPLORER)
+    assert noted is not None
+    assert noted.reason == "the agent's type is Explore (cheap enough)"
     found = match((), REVIEWER, FILE)
     assert found is not None
     assert found.reason == "the file of the agent code-reviewer says so"
@@ -238,7 +246,7 @@ def test_the_order_of_the_file_never_beats_the_order_of_evidence(keys, file):
     ("keys", "concerned"),
     [
         ((), set()),
-        (("code-reviewer",), {"by_name"}),
+        (("code-reviewer",), set()),
         (("type:Explore",), set()),
         (("kind:subagent",), set()),
         (("kind:main",), {"main"}),
@@ -251,7 +259,7 @@ def test_the_order_of_the_file_never_beats_the_order_of_evidence(keys, file):
 )
 def test_what_a_set_of_rules_may_concern(keys, concerned):
     rules = RuleSet(read_rules(dict.fromkeys(keys, "a:b")))
-    names = ("by_name", "main", "side", "compaction", "models")
+    names = ("main", "side", "compaction", "models")
     assert {name for name in names if getattr(rules, name)} == concerned
     assert bool(rules) == bool(keys)
 

@@ -8,16 +8,17 @@ from dataclasses import dataclass, field
 import pytest
 from dbproxy_subagent_routing.rules import read_rules
 from dbproxy_subagent_routing.targets import (
-    AUTO_MODE,
     NO_KEY,
     auto_mode,
     by_own_model,
+    is_foreign_name,
     meant,
     measure,
     objection,
     reasons,
     refusal,
     rule_of_file,
+    too_long_to_sum_up,
     unusable,
 )
 
@@ -207,11 +208,39 @@ def test_prompt_and_answer_have_to_fit_the_window(context, output, tokens, max_t
         assert said.endswith(" of answer, of 1,000")
 
 
-def test_the_clients_auto_mode_stays():
-    guarded = request(safeguards=[{"type": "dangerous_tool_use", "classifier_context": {}}])
-    assert auto_mode(guarded) == AUTO_MODE
-    assert auto_mode(request(safeguards=[])) == ""
-    assert auto_mode(request()) == ""
+@pytest.mark.parametrize(
+    ("context", "trigger", "fits"),
+    [
+        (0, "auto", True),
+        (0, "reactive", False),
+        (50_000, "manual", True),
+        (48_500, "", True),
+        (47_500, "auto", False),
+        (900_000, "reactive", False),
+    ],
+)
+def test_a_history_is_summed_up_where_it_grew_if_it_fits(context, trigger, fits):
+    provider = Provider("openai", can=Capabilities(context=context))
+    said = too_long_to_sum_up(TARGET, provider, request(tokens=40_000, max_tokens=64_000), trigger)
+    assert (said == "") is fits
+
+
+def test_the_reason_of_auto_mode_names_the_tool():
+    assert "each use of Bash" in auto_mode("Bash")
+
+
+@pytest.mark.parametrize(
+    ("model", "window", "foreign"),
+    [
+        ("claude-opus-5-5", 1_000_000, False),
+        ("Claude-Opus-5-5", 1_000_000, False),
+        ("claude-on-gpt", 0, True),
+        ("gpt-4o", 128_000, True),
+        ("openai:gpt-5", 0, True),
+    ],
+)
+def test_what_is_no_name_of_claudes(model, window, foreign):
+    assert is_foreign_name(model, window) is foreign
 
 
 # ---- the client's measure
