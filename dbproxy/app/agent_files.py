@@ -29,22 +29,45 @@ _MAX_PARENTS: Final = 32  # of a project's folder
 _MAX_PROJECTS: Final = 64
 _AGENTS: Final = Path(".claude", "agents")
 _NAME: Final = re.compile(r"^name:[ \t]*(.+?)[ \t]*$", re.MULTILINE)
+_MODEL: Final = re.compile(r"^model:[ \t]*(.+?)[ \t]*$", re.MULTILINE)
+#: A key that the client does not know, or a comment: both leave the agent as it is (tried with 2.1.112 and 2.1.329).
+_ROUTE: Final = re.compile(r"^(?:[ \t]*#[ \t]*)?route:[ \t]*(.+?)[ \t]*$", re.MULTILINE)
 _Stamp = tuple[int, int, int]
 
 
 def parse(text: str, stem: str) -> tuple[str, str]:
     """Name and body of an agent file: the ``name`` of its front matter, else the file's; the text behind it, trimmed,
     as it opens the agent's system prompt (client facts 3.4)."""
+    head, body = _split(text)
+    return _value(_NAME, head) or stem, body.strip()
+
+
+def models(text: str) -> tuple[str, str]:
+    """What the front matter of an agent file names as its model and as its route; "" for none."""
+    head, _ = _split(text)
+    return _value(_MODEL, head), _value(_ROUTE, head)
+
+
+def _split(text: str) -> tuple[str, str]:
+    """Front matter and the text behind it."""
     text = text.removeprefix("\ufeff").replace("\r\n", "\n")
-    name, body = stem, text
     lines = text.split("\n")
     if lines[0].rstrip() == "---":
         end = next((place for place, line in enumerate(lines[1:], 1) if line.rstrip() == "---"), 0)
         if end:
-            found = _NAME.search("\n".join(lines[1:end]))
-            name = (found[1].strip("'\"") if found else "") or stem
-            body = "\n".join(lines[end + 1 :])
-    return name, body.strip()
+            return "\n".join(lines[1:end]), "\n".join(lines[end + 1 :])
+    return "", text
+
+
+def _value(key: re.Pattern[str], head: str) -> str:
+    """The value of a key, without its quotes and without a comment behind it."""
+    found = key.search(head)
+    if found is None:
+        return ""
+    value = found[1]
+    if value[0] in "'\"":
+        return value[1:].partition(value[0])[0] if value.count(value[0]) > 1 else value.strip("'\"")
+    return re.split(r"[ \t]#", value)[0].strip()
 
 
 def user_agents() -> Path | None:
@@ -155,5 +178,6 @@ def _load(path: Path, origin: str) -> AgentFile | None:
         return None
     if len(data) > _MAX_BYTES:
         return None
-    name, body = parse(data.decode("utf-8", "replace"), path.stem)
-    return AgentFile(name, body, origin, path.name) if body else None
+    text = data.decode("utf-8", "replace")
+    name, body = parse(text, path.stem)
+    return AgentFile(name, body, origin, path.name, *models(text)) if body else None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from linktalk import Talk, user
 
-from dbproxy.app.agent_files import AgentFolders, parse
+from dbproxy.app.agent_files import AgentFolders, models, parse
 from dbproxy.model.linking.linker import Linker
 
 if TYPE_CHECKING:
@@ -85,6 +85,30 @@ def test_the_file_system_is_asked_once_a_second(tmp_path: Path) -> None:
 )
 def test_front_matter(text: str, expected: tuple[str, str]) -> None:
     assert parse(text, "stem") == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("---\nname: x\nmodel: haiku\n---\nBody", ("haiku", "")),
+        ("---\nmodel: openai:gpt-5\n---\n", ("openai:gpt-5", "")),
+        ('---\r\nmodel: "openai/gpt-5" # dear\r\n---\r\n', ("openai/gpt-5", "")),
+        ("---\nmodel: inherit  # as the main one\n# route: openai:gpt-5\n---\n", ("inherit", "openai:gpt-5")),
+        ("---\n#route: 'ollama:qwen3:8b'\n---\n", ("", "ollama:qwen3:8b")),
+        ("---\nroute: openai:gpt-5\n---\n", ("", "openai:gpt-5")),
+        ("---\nmodel: 'odd\nroute:\n---\n", ("odd", "")),
+        ("---\nname: x\n---\nmodel: no\nroute: no", ("", "")),
+        ("model: no\nroute: no", ("", "")),
+    ],
+)
+def test_the_models_that_a_file_names(text: str, expected: tuple[str, str]) -> None:
+    assert models(text) == expected
+
+
+def test_the_models_come_with_the_file(tmp_path: Path) -> None:
+    (tmp_path / "x.md").write_text("---\nname: x\nmodel: haiku\nroute: openai:gpt-5\n---\nBody")
+    (file,) = AgentFolders(tmp_path).known("")
+    assert (file.source, file.model, file.route) == ("x.md", "haiku", "openai:gpt-5")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pipes as files")
