@@ -10,7 +10,7 @@ from __future__ import annotations
 from dbproxy.model.codecs import Codec, StreamReader
 from dbproxy.model.codecs.capabilities import Capabilities, capabilities
 from dbproxy.model.codecs.chat import CHAT
-from dbproxy.model.codecs.estimate import prompt_tokens
+from dbproxy.model.codecs.estimate import prompt_tokens, scale_of
 from dbproxy.model.codecs.failure import Failure, failure_of, overflow
 from dbproxy.model.codecs.gate import Gate, Ungrammatical
 from dbproxy.model.codecs.gemini import GEMINI
@@ -78,6 +78,7 @@ __all__ = [
     "parse_target",
     "prompt_tokens",
     "read_request",
+    "scale_of",
     "split_signature",
     "upstream_id",
     "without_foreign_thinking",

@@ -11,7 +11,6 @@ rules (why it is this model comes in with the route) nor touch sockets. Invarian
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -19,6 +18,7 @@ import trio
 
 from dbproxy.app.analyst import decoded_body
 from dbproxy.app.client import ClientGone
+from dbproxy.app.client_window import client_version, client_window
 from dbproxy.app.crash import describe_crash
 from dbproxy.app.delivery import Delivery, Flow
 from dbproxy.app.provider_call import Asking
@@ -28,7 +28,7 @@ from dbproxy.errors import DbproxyError, UpstreamError
 from dbproxy.exchange import Fields, LocalResponse, Outcome, RequestHead
 from dbproxy.model import shapes
 from dbproxy.model.accumulate import Accumulator
-from dbproxy.model.codecs.estimate import prompt_tokens
+from dbproxy.model.codecs.estimate import prompt_tokens, scale_of
 from dbproxy.model.codecs.failure import Failure, overflow
 from dbproxy.model.codecs.gate import Gate
 from dbproxy.model.codecs.naming import ToolNames
@@ -63,9 +63,6 @@ _LAST_WAY_SECONDS: Final = 1800.0
 _SURELY: Final = 1.25
 #: From this version on the client compacts on an overflow; older ones end there (client facts 4.2).
 _COMPACTS_SINCE: Final = (2, 1, 197)
-_CLIENT: Final = re.compile(r"claude-(?:cli|code)/(\d+)\.(\d+)\.(\d+)")
-_LARGE_WINDOW_BETA: Final = b"context-1m-2025-08-07"
-_WINDOW_VARIABLES: Final = ("CLAUDE_CODE_AUTO_COMPACT_WINDOW", "CLAUDE_CODE_MAX_CONTEXT_TOKENS")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +148,7 @@ class RoutedRun:
             answer = await self._target(known, target, request)
             if answer is not None:
                 return answer
-            if self._failure is not None and self._failure.overflow and self._compacts():
+            if self._failure is not None and self._failure.overflow and self._compacts(request):
                 return await self._failed(self._failure)
         last = self._failure or Failure(502, "api_error", self._attempts[-1].error if self._attempts else "no target")
         if self.route.fallback:
@@ -325,8 +322,6 @@ class RoutedRun:
 
     def _translation(self, known: Known, target: Target, request: Request) -> Translation:
         capabilities = known.provider.capabilities(target.model)
-        window = self._window(request.model)
-        scale = window / capabilities.context if window and capabilities.context else 1.0
         return Translation(
             asked=request.model,
             model=target.model,
@@ -335,23 +330,9 @@ class RoutedRun:
             family=capabilities.family or target.provider,
             names=ToolNames(tool.name for tool in request.tools),
             vault=self.flow.proxy.routing.vault,
-            scale=scale,
+            scale=scale_of(client_window(self.flow.proxy, self.flow.exchange, request.model), capabilities.context),
             estimate=prompt_tokens(request),
         )
-
-    def _window(self, model: str) -> int:
-        """The context window that this client reckons with (tokens); 0 if it does not matter or is not known."""
-        exchange, proxy = self.flow.exchange, self.flow.proxy
-        if _version(exchange.request.fields) is None:
-            return 0
-        long = _LARGE_WINDOW_BETA in exchange.request.fields.tokens(b"anthropic-beta")
-        window = proxy.archive.window(model, long=long)
-        scope = self.flow.client.scope
-        for name in _WINDOW_VARIABLES:
-            said = scope.client.get(name, "") if scope is not None else ""
-            if said.isascii() and said.isdigit() and 0 < int(said) < (window or 1 << 40):
-                window = int(said)
-        return window
 
     def _in_clients_measure(self, failure: Failure, translation: Translation) -> Failure:
         if not failure.overflow:
@@ -360,10 +341,22 @@ class RoutedRun:
         limit = round((failure.limit or translation.capabilities.context or translation.estimate) * scale)
         return replace(overflow(round(failure.tokens * scale), limit), upstream=failure.upstream)
 
-    def _compacts(self) -> bool:
-        """Does this client compact when it is told that its prompt is too long?"""
-        version = _version(self.flow.exchange.request.fields)
-        return version is None or version >= _COMPACTS_SINCE or not self.route.fallback
+    def _compacts(self, request: Request) -> bool:
+        """Does this client compact when it is told that this prompt is too long?
+
+        Not if it has had no answer yet since its beginning or its last summary, and not if this is how it asks for one:
+        there it ends (2.1.329), so that its own upstream has to take the request.
+        """
+        fields = self.flow.exchange.request.fields
+        version = client_version(fields)
+        if version is None or not self.route.fallback:
+            return True
+        answered = any(turn.role == "assistant" for turn in request.turns)
+        asks = (
+            fields.get(b"x-claude-code-request-class") == b"compaction" or b"x-claude-code-compaction" in fields.names
+        )
+        summed_up = b"x-claude-code-context-compacted" in fields.names
+        return version >= _COMPACTS_SINCE and answered and not asks and not summed_up
 
     def _fields(self, kind: bytes = b"text/event-stream; charset=utf-8") -> Fields:
         """The head of an answer. ``request-id`` comes back in the client's next request and links the two."""
@@ -412,11 +405,6 @@ def native_body(body: bytes) -> bytes | None:
     value = shapes.parse(body)
     changed = without_foreign_thinking(value, everything=False) if isinstance(value, dict) else None
     return shapes.written(changed) if changed is not None else None
-
-
-def _version(fields: Fields) -> tuple[int, int, int] | None:
-    found = _CLIENT.search((fields.get(b"user-agent") or b"").decode("latin-1"))
-    return (int(found[1]), int(found[2]), int(found[3])) if found else None
 
 
 def _usage(writer: MessageWriter) -> Usage:

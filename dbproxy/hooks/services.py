@@ -59,6 +59,10 @@ class Services(Protocol):
     def context_window(self, model: str, /) -> int:
         """The context window of a model in tokens, 0 if it is not known."""
 
+    def client_window(self, exchange: Exchange, model: str, /) -> int:
+        """The context window (tokens) that the client of an exchange reckons with for a model, which need not be the
+        model's; 0 if it is no client that compacts, or not known."""
+
     def client_variables(self, exchange: Exchange, /) -> Mapping[str, str]:
         """The client's own variables (compaction and the like) as they were when it was launched."""
 

@@ -22,6 +22,9 @@ _PICTURE: Final = 1_600  # tokens, the most that a picture costs at the usual re
 _PAGE: Final = 1_900  # tokens of a document's page
 _PAGE_BYTES: Final = 40_000  # of base64, about, for one page
 _TURN: Final = 4
+#: What Claude Code keeps free of its window, for the answer and as a margin (client facts 4.2), and its usual window.
+CLIENTS_RESERVE: Final = 33_000
+_USUAL_WINDOW: Final = 200_000
 
 
 def prompt_tokens(request: Request) -> int:
@@ -33,6 +36,15 @@ def prompt_tokens(request: Request) -> int:
     for turn in request.turns:
         tokens += _TURN + _parts(turn.parts)
     return max(1, round(tokens))
+
+
+def scale_of(window: int, context: int) -> float:
+    """What token counts are multiplied with for a client that reckons with ``window`` while the model has ``context``
+    (tokens, 0 for not known): it compacts then where the model's context is nearly full, with room for an answer."""
+    if not window or not context:
+        return 1.0
+    reserve = min(CLIENTS_RESERVE, context * CLIENTS_RESERVE / _USUAL_WINDOW)
+    return (window - CLIENTS_RESERVE) / (context - reserve)
 
 
 def text_tokens(size: int) -> int:

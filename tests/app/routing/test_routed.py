@@ -32,6 +32,7 @@ from elsewhere import (
 from h2client import H2Client
 
 from dbproxy.api import hookimpl
+from dbproxy.api.codecs import scale_of
 from dbproxy.app import delivery
 from dbproxy.app.explaining import sentences
 from dbproxy.exchange import Outcome
@@ -169,12 +170,26 @@ async def test_a_coded_request_and_a_large_one(rig):
         assert len(r.server.bodies[1]) > 400_000
 
 
+@pytest.mark.parametrize(
+    ("window", "context", "client_counts", "model_has"),
+    [
+        (200_000, 200_000, 167_000, 167_000),
+        (1_000_000, 128_000, 967_000, 106_880),
+        (200_000, 1_050_000, 167_000, 1_017_000),
+    ],
+)
+def test_the_client_compacts_where_the_model_s_context_is_nearly_full(window, context, client_counts, model_has):
+    assert round(model_has * scale_of(window, context)) == client_counts
+    assert scale_of(0, context) == scale_of(window, 0) == 1.0
+
+
 async def test_the_client_is_told_in_the_measure_of_its_own_window(rig):
     async with routed(rig, SAYS_HI, can=Capabilities(context=100_000)) as r:
         await ask(r)  # so that the price table is there
         await r.proxy.archive.flush(5)
         usage = check_stream((await ask(r)).body)["usage"]
-        assert (usage["input_tokens"], usage["output_tokens"]) == (2000, 40)  # the client reckons with 200,000
+        # It reckons with 200,000 and compacts at 167,000: where the model has 16,500 left.
+        assert (usage["input_tokens"], usage["output_tokens"]) == (2000, 40)
         other = check_stream((await ask(r, extra="User-Agent: python-sdk\r\n")).body)["usage"]
         assert other["input_tokens"] == 1000  # who does not compact by it is told the truth
         detail = await stored(r)
@@ -414,13 +429,17 @@ async def test_a_provider_that_takes_no_time_to_answer_is_not_waited_for(rig):
 
 
 async def test_a_provider_that_fails_again_and_again_is_left_alone_for_a_while(rig):
-    limits = ProviderLimits(connect=2, first_byte=5, silence=5, retries=0, failures=2, cooldown=0.5)
+    limits = ProviderLimits(connect=2, first_byte=5, silence=5, retries=0, failures=2, cooldown=60)
     async with routed(rig, document({}, 500), document({}, 500), SAYS_HI, limits=limits) as r:
         for _ in range(3):
             await ask(r)
         assert len(r.server.heads) == 2
+        await r.watcher.outcomes(3)
         assert "left alone" in (await facts(r)).attempts[0].error
-        await trio.sleep(0.6)
+        breaker = r.proxy.routing.get("elsewhere").breaker
+        assert breaker.state(trio.current_time()) == "open"
+        breaker.until = trio.current_time()
+        assert breaker.state(trio.current_time()) == "half-open"
         assert check_stream((await ask(r)).body)["content"][0]["text"] == "Hello"
         assert r.proxy.routing.get("elsewhere").breaker.state(trio.current_time()) == "closed"
 
@@ -446,19 +465,30 @@ async def test_without_a_way_back_the_client_is_told_and_never_to_log_in(rig):
 
 
 async def test_case_78_an_overflow_is_what_the_client_compacts_on(rig):
+    said = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "so"},
+        {"role": "user", "content": "on"},
+    ]
+    history = body(messages=said)
     error = {"error": {"code": "context_length_exceeded", "message": "maximum context length is 100000 tokens, 120500"}}
     async with routed(rig, document(error, 400), can=Capabilities(context=100_000)) as r:
         await ask(r)
         await r.proxy.archive.flush(5)
-        answer = await ask(r)
+        r.origin.requests.clear()
+        answer = await ask(r, history)
         assert answer.status == 400
         assert answer.json["error"] == {
             "type": "invalid_request_error",
             "message": "prompt is too long: 241000 tokens > 200000 maximum",
         }
         assert r.origin.requests == []
-        await ask(r, extra=OLDER)  # for it that would be the end
+        await ask(r, history, extra=OLDER)  # for it that would be the end
         assert len(r.origin.requests) == 1
+        await ask(r)  # so it would be without an answer to sum up
+        await ask(r, history, extra=CLIENT + "x-claude-code-request-class: compaction\r\n")
+        await ask(r, history, extra=CLIENT + "x-claude-code-context-compacted: auto\r\n")
+        assert len(r.origin.requests) == 4
 
 
 # ---- later failures
