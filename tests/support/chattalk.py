@@ -153,14 +153,16 @@ class Heard:
         self.failure = writer.failure
         self.events = [json.loads(event.split(b"data: ", 1)[1]) for event in data.split(b"\n\n") if event]
         self.message: dict[str, Any] = {}
+        reader = Reader()
         if writer.failure is None:
-            self.message = check_stream(data)
+            reader.feed(data)
         elif data:
-            reader = Reader()
             with pytest.raises(StreamError) as caught:
                 reader.feed(data)
             assert caught.value.error == writer.failure.body()["error"]
-            self.message = reader.message
+        self.message = reader.message
+        if writer.done and writer.failure is None:
+            check_stream(data)
 
     @property
     def content(self) -> list[dict[str, Any]]:

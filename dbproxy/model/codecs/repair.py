@@ -7,6 +7,7 @@ as an object is None, never a guess about missing values.
 from __future__ import annotations
 
 import ast
+import math
 import re
 import warnings
 from typing import Any, Final
@@ -68,6 +69,8 @@ _WORDS: Final = {"true": True, "false": False, "null": None}
 
 def _plain(node: ast.expr) -> Any:
     if isinstance(node, ast.Constant) and isinstance(node.value, str | int | float | bool | None):
+        if isinstance(node.value, float) and not math.isfinite(node.value):
+            raise ValueError("a number beyond JSON's")
         return node.value
     if isinstance(node, ast.Name) and node.id in _WORDS:
         return _WORDS[node.id]
