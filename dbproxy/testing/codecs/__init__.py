@@ -23,7 +23,7 @@ from dbproxy.testing.codecs.bench import (
 from dbproxy.testing.codecs.case import Case
 from dbproxy.testing.codecs.dialect import WORDS, Counts, Dialect, Said, Seen, Speech
 from dbproxy.testing.codecs.kit import Bound, cases, failures, left_out
-from dbproxy.testing.codecs.mutate import mutated
+from dbproxy.testing.codecs.mutate import mutated, mutated_document
 from dbproxy.testing.codecs.shapes import BROKEN, SHAPES, Shape, broken_of, shapes_of
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
     "failures",
     "left_out",
     "mutated",
+    "mutated_document",
     "say",
     "shapes_of",
     "think",

@@ -119,11 +119,11 @@ class Dialect(ABC):
     read its signatures. ``exempt`` names cases of the kit that do not apply, each with the reason."""
 
     name: ClassVar[str]
-    model: str = "model-1"
-    family: str = ""
-    capabilities: Capabilities = Capabilities()
-    can: frozenset[str] = WORDS
-    exempt: Mapping[str, str] = {}
+    model: ClassVar[str] = "model-1"
+    family: ClassVar[str] = ""
+    capabilities: ClassVar[Capabilities] = Capabilities()
+    can: ClassVar[frozenset[str]] = WORDS
+    exempt: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
     def speak(self) -> Speech:

@@ -6,10 +6,12 @@ inside them become others: of a wrong type, huge, nested beyond reason, halves o
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from random import Random
 
 #: Values that stand where another was expected.
@@ -52,6 +54,8 @@ ODD: Final[tuple[Any, ...]] = (
     {"error": {"message": 5}},
     {"message": "m"},
 )
+#: Keys that get into objects which have none of that name.
+_KEYS: Final = ("type", "index", "id", "error", "delta", "usage", "text", "name", "arguments", "content", "item", "")
 _GARBAGE: Final = (
     b"data: {}\n\n",
     b"data: []\n\n",
@@ -73,32 +77,42 @@ _GARBAGE: Final = (
 )
 
 
-def mutated(source: Random, data: bytes) -> bytes:
-    """``data`` with some faults in it, at most four."""
+def mutated(source: Random, data: bytes, others: Sequence[bytes] = ()) -> bytes:
+    """``data`` with some faults in it, at most four. ``others`` are streams whose events may get into it."""
     for _ in range(source.randint(1, 4)):
-        data = source.choice(_WAYS)(source, data)
+        way = source.choice(_WAYS)
+        data = way(source, data, source.choice(others) if others else data)
     return data
+
+
+def mutated_document(source: Random, body: bytes) -> bytes:
+    """A JSON document with some faults in it."""
+    value = json.loads(body)
+    for _ in range(source.randint(1, 4)):
+        value = _changed(source, value)
+    data = json.dumps(value).encode()
+    return _cut(source, data, b"") if source.random() < 0.1 else data
 
 
 def _events(data: bytes) -> list[bytes]:
     return [event + b"\n\n" for event in data.replace(b"\r\n", b"\n").split(b"\n\n") if event]
 
 
-def _drop(source: Random, data: bytes) -> bytes:
+def _drop(source: Random, data: bytes, other: bytes) -> bytes:
     events = _events(data)
     if events:
         del events[source.randrange(len(events))]
     return b"".join(events)
 
 
-def _double(source: Random, data: bytes) -> bytes:
+def _double(source: Random, data: bytes, other: bytes) -> bytes:
     events = _events(data)
     if events:
         events.insert(source.randint(0, len(events)), source.choice(events))
     return b"".join(events)
 
 
-def _swap(source: Random, data: bytes) -> bytes:
+def _swap(source: Random, data: bytes, other: bytes) -> bytes:
     events = _events(data)
     if len(events) > 1:
         a, b = source.randrange(len(events)), source.randrange(len(events))
@@ -106,35 +120,49 @@ def _swap(source: Random, data: bytes) -> bytes:
     return b"".join(events)
 
 
-def _cut(source: Random, data: bytes) -> bytes:
+def _cut(source: Random, data: bytes, other: bytes) -> bytes:
     return data[: source.randint(0, len(data))]
 
 
-def _lose(source: Random, data: bytes) -> bytes:
+def _lose(source: Random, data: bytes, other: bytes) -> bytes:
     start = source.randint(0, len(data))
     return data[:start] + data[start + source.randint(1, 9) :]
 
 
-def _insert(source: Random, data: bytes) -> bytes:
+def _insert(source: Random, data: bytes, other: bytes) -> bytes:
     at = source.randint(0, len(data))
     return data[:at] + bytes(source.randrange(256) for _ in range(source.randint(1, 6))) + data[at:]
 
 
-def _litter(source: Random, data: bytes) -> bytes:
+def _litter(source: Random, data: bytes, other: bytes) -> bytes:
     events = _events(data)
     events.insert(source.randint(0, len(events)), source.choice(_GARBAGE))
     return b"".join(events)
 
 
-def _weave(source: Random, data: bytes) -> bytes:
-    """The stream twice, one into the other."""
-    first, second = _events(data), _events(data)
-    for event in second:
-        first.insert(source.randint(0, len(first)), event)
-    return b"".join(first)
+def _weave(source: Random, data: bytes, other: bytes) -> bytes:
+    """Two streams, one into the other."""
+    events = _events(data)
+    for event in _events(other):
+        events.insert(source.randint(0, len(events)), event)
+    return b"".join(events)
 
 
-def _alter(source: Random, data: bytes) -> bytes:
+def _splice(source: Random, data: bytes, other: bytes) -> bytes:
+    """The beginning of one stream and the rest of another."""
+    first, second = _events(data), _events(other)
+    return b"".join([*first[: source.randint(0, len(first))], *second[source.randint(0, len(second)) :]])
+
+
+def _stray(source: Random, data: bytes, other: bytes) -> bytes:
+    """An event of another stream."""
+    events, strays = _events(data), _events(other)
+    if strays:
+        events.insert(source.randint(0, len(events)), source.choice(strays))
+    return b"".join(events)
+
+
+def _alter(source: Random, data: bytes, other: bytes) -> bytes:
     """Another value somewhere inside an event, or a key less, or a key more."""
     events = _events(data)
     if not events:
@@ -154,11 +182,15 @@ def _alter(source: Random, data: bytes) -> bytes:
     return b"".join(events)
 
 
+def _odd(source: Random) -> Any:
+    return copy.deepcopy(source.choice(ODD))  # it may be altered itself
+
+
 def _changed(source: Random, value: Any) -> Any:
     """``value`` with one place in it altered."""
     keys = list(value) if isinstance(value, dict) else list(range(len(value))) if isinstance(value, list) else []
     if not keys or source.random() < 0.1:
-        return source.choice(ODD)
+        return _odd(source)
     key = source.choice(keys)
     inner = value[key]
     if isinstance(inner, dict | list) and inner and source.random() < 0.8:
@@ -168,16 +200,19 @@ def _changed(source: Random, value: Any) -> Any:
     if how < 0.2:
         del value[key]
     elif how < 0.3 and isinstance(value, dict):
-        value[source.choice(["type", "index", "id", "error", "delta", "usage", "text", ""])] = source.choice(ODD)
+        value[source.choice(_KEYS)] = _odd(source)
     elif how < 0.4 and isinstance(value, list):
-        value.append(inner)
+        value.append(copy.deepcopy(inner))
     elif how < 0.5 and isinstance(inner, int):
         value[key] = inner + source.choice([-1, 1, 1000, 2**40])
     elif how < 0.6 and isinstance(inner, str):
         value[key] = inner[: source.randint(0, len(inner))]
     else:
-        value[key] = source.choice(ODD)
+        value[key] = _odd(source)
     return value
 
 
-_WAYS: Final = (_drop, _double, _swap, _cut, _lose, _insert, _litter, _weave, _alter, _alter, _alter, _alter)
+_WAYS: Final = (
+    *(_drop, _double, _swap, _cut, _lose, _insert, _litter, _weave, _splice, _stray),
+    *(_alter, _alter, _alter, _alter),
+)

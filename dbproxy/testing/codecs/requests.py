@@ -92,17 +92,21 @@ def _(bench: Bench) -> None:
     expect("\n".join(written.seen.system), "Be brief.\nBe kind.", "the system prompt")
 
 
-@case(3, "no billing block and no cache_control")
+@case(3, "no billing block")
 def _(bench: Bench) -> None:
-    mark = {"cache_control": {"type": "ephemeral"}}
-    system = [_text(_BILLING), {**_text(_IDENTITY), **mark}, {**_text("Be brief."), **mark}]
-    written = bench.write(
-        {"role": "user", "content": [{**_text("hi"), **mark}]}, system=system, tools=[{**_tool(), **mark}]
-    )
+    written = bench.write(_user("hi"), system=[_text(_BILLING), _text(_IDENTITY), _text("Be brief.")])
     require(b"x-anthropic-billing-header" not in written.body, "the billing block was sent")
-    require(b"cache_control" not in written.body, "cache_control was sent")
     seen = "\n".join(written.seen.system)
     require(_IDENTITY in seen and seen.endswith("Be brief."), f"the system prompt lost a text: {seen!r}")
+
+
+@case(3, "no cache_control")
+def _(bench: Bench) -> None:
+    mark = {"cache_control": {"type": "ephemeral"}}
+    said = {"role": "user", "content": [{**_text("hi"), **mark}]}
+    written = bench.write(said, system=[{**_text(_IDENTITY), **mark}], tools=[{**_tool(), **mark}])
+    require(b"cache_control" not in written.body, "cache_control was sent")
+    expect((written.text, len(written.seen.tools)), (f"{_IDENTITY}\nhi", 1), "what bore the marks")
 
 
 @case(4, "a system message in mid-conversation keeps its place")

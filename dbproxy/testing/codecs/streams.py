@@ -14,12 +14,13 @@ from dbproxy.model.codecs.request import Call, Text, Thinking
 from dbproxy.testing.codecs.bench import ASKED, USUAL, bits, call, done, expect, require, say, think, whole
 from dbproxy.testing.codecs.case import case
 from dbproxy.testing.codecs.dialect import Counts
-from dbproxy.testing.codecs.mutate import mutated
-from dbproxy.testing.codecs.shapes import shapes_of
+from dbproxy.testing.codecs.mutate import mutated, mutated_document
+from dbproxy.testing.codecs.shapes import broken_of, shapes_of
 
 if TYPE_CHECKING:
     from dbproxy.testing.codecs.bench import Bench, Heard
 
+_ALL: Final = (Text("Look."), Call("call_1", "Read", {"a": {"b": [1]}}), Call("call_2", "Bash", {}))
 _FUZZ: Final = 150  # mutations in the kit's own run; the project's tests have more
 
 
@@ -201,6 +202,17 @@ def _(bench: Bench) -> None:
     require(cut.error is not None, f"a broken answer looks whole: {cut.message}")
 
 
+@case(66, "an answer cut anywhere is an error, or lacks nothing")
+def _(bench: Bench) -> None:
+    for shape in shapes_of(bench.dialect):
+        data = bench.spell(*shape.steps, stop=shape.stop, tokens=shape.tokens)
+        wanted = bench.hear(data).content
+        for end in [at for at in range(len(data)) if data[at - 1 : at] == b"\n"]:
+            heard = bench.hear(data[:end])
+            if heard.message is not None:
+                expect(heard.content, wanted, f"{shape.name}, cut at byte {end} of {len(data)}")
+
+
 @case(66, "an answer without anything is a failure that may be tried elsewhere")
 def _(bench: Bench) -> None:
     for data in (b"", bench.spell(stop=None), b": comment\n\n"):
@@ -284,10 +296,11 @@ def _(bench: Bench) -> None:
 @case(95, "whatever comes, the client gets a whole answer or one error")
 def _(bench: Bench) -> None:
     source = random.Random(95)
-    shapes = shapes_of(bench.dialect)
+    shapes = [*shapes_of(bench.dialect), *broken_of(bench.dialect)]
+    others = [bench.spell(*shape.steps, stop=shape.stop, tokens=shape.tokens) for shape in shapes]
     for _number in range(_FUZZ):
         shape = source.choice(shapes)
-        data = mutated(source, bench.spell(*shape.steps, stop=shape.stop, tokens=shape.tokens))
+        data = mutated(source, bench.spell(*shape.steps, stop=shape.stop, tokens=shape.tokens), others)
         bench.hear(data, size=source.choice([0, 1, 50]))
         if "documents" in bench.dialect.can:
-            bench.hear_document(mutated(source, bench.dialect.document([Text("Hi.")], "end_turn", USUAL)))
+            bench.hear_document(mutated_document(source, bench.dialect.document(_ALL, "tool_use", USUAL)))
