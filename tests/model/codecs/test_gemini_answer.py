@@ -181,10 +181,22 @@ def test_case_75_gemini_the_signature_stands_directly_before_the_end_of_its_thou
     assert lines[at + 2] == b"event: content_block_stop"
 
 
-def test_a_signature_of_a_text_adds_no_block():
+def test_a_signature_without_a_thought_adds_no_block():
     # A turn that ends with a thought would hide the agent's report.
-    heard = from_gemini(chunk(say("report")), chunk({"text": "", "thoughtSignature": "c2ln"}, finish="STOP"))
-    assert blocks(heard) == [("text", "report")]
+    for last in ({"text": "", "thoughtSignature": "c2ln"}, think("", "c2ln")):
+        heard = from_gemini(chunk(say("report")), chunk(last, finish="STOP"))
+        assert blocks(heard) == [("text", "report")]
+    assert blocks(from_gemini(chunk(think("", "c2ln"), say("x"), finish="STOP"))) == [("text", "x")]
+
+
+def test_a_signature_that_comes_in_a_part_of_its_own_before_a_call_is_kept_for_it():
+    heard = from_gemini(chunk(think("", "c2ln")), chunk(function_call(), finish="STOP"))
+    assert [block.get("signature") for block in heard.content] == ["gemini#c2ln", None]
+
+
+def test_a_thought_without_a_signature_tells_whose_it_is():
+    heard = from_gemini(chunk(think("hm"), say("x"), finish="STOP"))
+    assert heard.content[0]["signature"] == "gemini#"
 
 
 # ---- the end

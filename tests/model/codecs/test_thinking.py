@@ -98,6 +98,13 @@ def test_case_89_a_loop_that_never_had_thinking_is_not_asked_for_any():
     assert without(*turns, thinking={"type": "adaptive"}) is None
 
 
+def test_case_89_a_loop_that_lost_thinking_in_its_middle_is_not_asked_for_any():
+    turns = [user("go"), assistant(OWN, tool_use("a")), user(tool_result("a")), assistant(ALIEN, tool_use("b"))]
+    found = without(*turns, user(tool_result("b")), thinking=ENABLED)
+    assert found is not None
+    assert "thinking" not in found
+
+
 @pytest.mark.parametrize(
     "turns",
     [

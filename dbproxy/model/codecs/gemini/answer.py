@@ -54,8 +54,8 @@ class GeminiReader:
         self._translation = translation
         self._writer = writer
         self._calls = 0
-        self._thinks = False  # a thought is at hand that has no signature yet
-        self._signature = ""  # that came with it
+        self._thinks = False  # a thought is at hand, with words, that has no signature yet
+        self._signature = ""  # of a thought, with words or without
         self._grounding: dict[str, Any] = {}
 
     def feed(self, name: bytes, data: bytes, /) -> None:
@@ -131,8 +131,7 @@ class GeminiReader:
             if isinstance(text, str) and text:
                 writer.thinking(text)
                 self._thinks = True
-            if signature:
-                self._signature, self._thinks = signature, True
+            self._signature = signature or self._signature
         elif isinstance(text, str):
             # A signature of a text has no place in a Messages answer; Gemini does not insist on it.
             if text:
@@ -146,7 +145,7 @@ class GeminiReader:
         key = self._calls
         self._calls += 1
         # With the thought before it the client keeps the signature too, and it outlives this process.
-        self._seal(signature)
+        self._seal(signature, call=True)
         if not isinstance(given, str):
             given = shapes.written(shapes.mapping(given)).decode("utf-8", "replace")
         name = _MODULE.sub("", shapes.text(call.get("name")))
@@ -156,11 +155,11 @@ class GeminiReader:
             self._translation.vault.put(id, Kept(self._translation.family, signature))
         writer.complete(key)
 
-    def _seal(self, signature: str = "") -> None:
-        """The thought at hand, if there is one, is over: it gets the signature of the call behind it, else its own."""
-        signature = signature or self._signature
-        if self._thinks and signature:
-            self._writer.sign(join_signature(self._translation.family, signature))
+    def _seal(self, signature: str = "", *, call: bool = False) -> None:
+        """The thought at hand, if there is one, is over: it gets the signature of the call behind it, else its own. One
+        without words is told only before a call: a turn that ended with one would hide its last text."""
+        if self._thinks or (call and self._signature):
+            self._writer.sign(join_signature(self._translation.family, signature or self._signature))
         self._thinks, self._signature = False, ""
 
     def _usage(self, usage: dict[str, Any]) -> None:
