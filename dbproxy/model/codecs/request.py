@@ -230,7 +230,13 @@ class _Reader:
             content = message.get("content")
             if isinstance(content, str):
                 content = [{"type": "text", "text": content}]
-            parts = tuple(part for block in shapes.sequence(content) for part in self._parts(shapes.mapping(block)))
+            misplaced = Result if role == "assistant" else Call | Thinking  # the API refuses those itself
+            parts = tuple(
+                part
+                for block in shapes.sequence(content)
+                for part in self._parts(shapes.mapping(block))
+                if not isinstance(part, misplaced)
+            )
             if parts:
                 yield Turn(role if role in ("assistant", "system") else "user", parts)
 
@@ -408,7 +414,7 @@ def _paired(turns: list[Turn]) -> list[Turn]:
             found.extend(_without_strays(turn))
             continue
         calls = _calls(turn)
-        found.append(Turn("assistant", tuple(part for part in turn.parts if not isinstance(part, Result))))
+        found.append(turn)
         if not calls:
             continue
         # Everything up to the assistant's next turn may hold the results; they come first, then the rest as it stood.

@@ -165,7 +165,7 @@ def test_case_51_a_call_that_never_got_a_name_is_left_out_and_noted():
     answer = heard(CONTENT, calls(call(0, id="c1", arguments="{}")), CALLED, translation=translation)
     assert answer.blocks == [("text", "Hello")]
     assert answer.stop == "end_turn"
-    assert translation.notes
+    assert any("was left out" in note for note in translation.notes)
 
 
 def test_case_17_a_short_name_comes_back_as_the_client_knows_it():
@@ -227,7 +227,7 @@ def test_case_55_what_is_nearly_json_is_mended_for_a_server_that_is_known_for_it
         translation=translation,
     )
     assert answer.blocks == [X]
-    assert translation.notes
+    assert any("repaired" in note for note in translation.notes)
 
 
 @pytest.mark.parametrize("reliable", [True, False])
@@ -267,7 +267,7 @@ def test_only_the_first_call_passes_where_the_client_wants_one_at_a_time():
     translation.single = True
     answer = heard(calls(_whole(0, "c1", "x"), _whole(1, "c2", "y")), CALLED, translation=translation)
     assert answer.blocks == [X]
-    assert translation.notes
+    assert any("parallel" in note for note in translation.notes)
 
 
 # ---- what has to be brought back
@@ -328,7 +328,7 @@ def test_case_55_nearly_json_in_a_document_is_mended_whoever_sent_it(arguments):
     translation = a_translation()
     message = {"tool_calls": [call(id="c1", name="Read", arguments=arguments)]}
     assert document(message, "tool_calls", translation).blocks == [X]
-    assert translation.notes
+    assert any("repaired" in note for note in translation.notes)
 
 
 def test_an_old_function_call_in_a_document_is_a_call():

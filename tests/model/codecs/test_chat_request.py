@@ -175,9 +175,19 @@ def test_case_22_a_schema_keeps_its_definitions_and_words():
     assert body["tools"][0]["function"]["parameters"] == schema
 
 
-@pytest.mark.parametrize("strict", [True, False])
-def test_strict_goes_as_it_was_given(strict):
-    assert sent(ask(user("hi"), tools=[READ | {"strict": strict}]))["tools"][0]["function"]["strict"] is strict
+def test_strict_goes_as_it_was_given():
+    for strict in (True, False):
+        function = sent(ask(user("hi"), tools=[READ | {"strict": strict}]))["tools"][0]["function"]
+        assert function["strict"] is strict
+        assert function["parameters"].get("additionalProperties") is (False if strict else None)
+
+
+def test_a_strict_tool_that_would_be_refused_as_one_is_not_strict():
+    translation = a_translation()
+    function = sent(ask(user("hi"), tools=[WRITE | {"strict": True}]), translation)["tools"][0]["function"]
+    assert function["strict"] is False
+    assert function["parameters"] == WRITE["input_schema"]
+    assert translation.notes
 
 
 def test_strict_goes_nowhere_by_itself_or_against_a_refusal():

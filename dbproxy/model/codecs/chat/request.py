@@ -129,7 +129,12 @@ class _Body:
         if tool.description:
             function["description"] = tool.description
         if tool.strict is not None and "strict" not in self.can.refuses:
-            function["strict"] = tool.strict
+            # What strict means there is narrower than here: a schema that does not fit would be refused.
+            strict = strict_schema(tool.schema) if tool.strict else None
+            function["strict"] = strict is not None
+            function["parameters"] = strict or tool.schema
+            if tool.strict and strict is None:
+                self.translation.note(f"{tool.name} is not strict: strict schemas are narrower in this dialect")
         return {"type": "function", "function": function}
 
     def _choice(self, choice: Choice) -> object:
