@@ -31,7 +31,8 @@ GRACE_SECONDS = 86_400.0
 class Scope:
     """One launch of a client.
 
-    ``settings`` holds the per-launch settings as JSON values (``Settings.launch_values``).
+    ``settings`` holds the per-launch settings as JSON values (``Config.launch_values``), ``project`` what the project
+    file said then of those that are followed afterwards.
     ``client`` holds the client's own compaction variables as they were set.
     ``parent_proxy``, ``no_proxy`` and ``extra_ca`` are what the user had set for himself before we replaced them.
     ``root`` is the fingerprint of the interception root that the child was given. ``created`` is Unix time in seconds;
@@ -45,6 +46,7 @@ class Scope:
     pid_identity: str = ""
     created: float = 0.0
     settings: Mapping[str, object] = field(default_factory=dict)
+    project: Mapping[str, object] = field(default_factory=dict)
     client: Mapping[str, str] = field(default_factory=dict)
     parent_proxy: str | None = field(default=None, repr=False)
     no_proxy: str = ""
@@ -71,7 +73,7 @@ class Scope:
         known = {item.name for item in fields(cls)}
         values = {name: value for name, value in raw.items() if name in known}
         values["extra_ca"] = tuple(str(item) for item in values.get("extra_ca") or ())
-        for name in ("settings", "client", "labels"):
+        for name in ("settings", "project", "client", "labels"):
             if not isinstance(values.get(name, {}), dict):
                 raise ValueError(f"not a launch scope: {name}")
         return cls(**values)

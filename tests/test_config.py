@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from dbproxy.config import (
     HostPort,
+    Section,
     Settings,
     SettingsError,
     core_table,
@@ -24,7 +25,7 @@ from dbproxy.config import (
     values,
     with_settings,
 )
-from dbproxy.config.load import MAX_FILE_BYTES
+from dbproxy.config.files import MAX_FILE_BYTES
 from dbproxy.errors import ConfigError
 
 
@@ -331,7 +332,7 @@ def test_an_untrusted_project_file_may_set_thresholds_mode_and_labels(env, proje
 
 
 def test_nothing_else_in_an_untrusted_project_file_has_an_effect(env, project):
-    allowed = {"checkpoint_threshold", "swap_threshold", "buffer", "compact_trigger_tokens", "labels"}
+    allowed = {"checkpoint_threshold", "swap_threshold", "buffer", "compact_trigger_tokens", "labels", "routes"}
     lines = {
         "listen": '"0.0.0.0:1"', "dashboard_port": "1", "data_dir": '"/x"', "intercept": '["x.example"]',
         "upstream_url": '"https://evil.example"', "upstream_ca": '"/x.pem"', "parent_proxy": '"http://evil.example:1"',
@@ -587,7 +588,7 @@ def test_each_value_has_the_type_that_its_field_promises(env):
         if plain is not None:
             assert type(value) is plain or isinstance(value, Path), name
         elif value is not None:
-            assert isinstance(value, tuple), name
+            assert isinstance(value, Section if hint is Section else tuple), name
 
 
 def test_settings_can_be_made_for_tests(tmp_path, env):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from dbproxy.app.counters import Counters
+from dbproxy.app.reload import FileSettings, differences
 from dbproxy.errors import ProtocolViolation
 from dbproxy.exchange import Exchange, Fields, RequestHead, Via
 from dbproxy.net.address import is_own_listener, parse_ip
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 #: The host whose requests go to ``upstream_url``; every other intercepted host goes to itself.
 MODEL_HOST = "api.anthropic.com"
+#: Launches whose settings are kept ready.
+_MOST_LAUNCHES = 256
 #: Descriptors that are not connections: log, database, pipes of tunnels, the pool.
 _OTHER_FILES = 64
 
@@ -92,6 +95,7 @@ class Proxy:
     alone: bool = False  # our supervisor died: we serve, and nobody would replace us
     file_limit: int = 0  # open files that this process may have; 0 = unknown
     intercepted: frozenset[str] = frozenset()
+    files: FileSettings = field(default_factory=FileSettings)
     upstream: Upstream = field(init=False)
     _launches: dict[str, tuple[Scope, Settings]] = field(default_factory=dict)
 
@@ -115,15 +119,35 @@ class Proxy:
         known = self._launches.get(scope.id)
         if known is not None and known[0] is scope:
             return known[1]
-        try:
-            settings = self.settings.with_launch_values(scope.settings)
-        except ValueError as error:
-            self.journal.emit("scope_invalid", level="warning", scope=scope.id, message=str(error))
-            settings = self.settings
-        if len(self._launches) > 256:
-            self._launches.clear()
+        if len(self._launches) >= _MOST_LAUNCHES:
+            self._launches.pop(next(iter(self._launches)))
+        settings = self._settings_of(scope)
         self._launches[scope.id] = (scope, settings)
         return settings
+
+    def _settings_of(self, scope: Scope) -> Settings:
+        try:
+            return self.files.for_launch(self.settings, scope)
+        except ValueError as error:
+            self.journal.emit("scope_invalid", level="warning", scope=scope.id, message=str(error))
+            return self.settings
+
+    def launch_folders(self) -> frozenset[str]:
+        """The working directories of the launches that were heard of."""
+        return frozenset(scope.cwd for scope, _ in self._launches.values() if scope.cwd)
+
+    def renew_settings(self) -> set[str]:
+        """Let `files` hold for everybody; the names of the settings that became others for anybody."""
+        fresh = self.files.for_all(self.settings)
+        changed = differences(self.settings, fresh)
+        if changed:
+            self.settings = fresh
+        for id, (scope, known) in self._launches.items():
+            fresh = self._settings_of(scope)
+            if found := differences(known, fresh):  # else the old object stays: others remember by it
+                self._launches[id] = (scope, fresh)
+                changed |= found
+        return changed
 
     def passthrough_for(self, scope: Scope | None) -> bool:
         """Whether no policy may act on this traffic."""

@@ -27,10 +27,12 @@ from dbproxy.app.journal import Journal
 from dbproxy.app.memory import settle
 from dbproxy.app.pipeline import Pipeline
 from dbproxy.app.proxy import Proxy
+from dbproxy.app.reload import FileSettings, Reloader
 from dbproxy.app.routing import Routing
 from dbproxy.app.server import Server
 from dbproxy.app.services import ProxyServices
 from dbproxy.app.sessions import Sessions
+from dbproxy.config.following import FollowedFiles
 from dbproxy.errors import CertificateError, DbproxyError
 from dbproxy.hooks.dispatch import Dispatcher
 from dbproxy.hooks.manager import PluginManager
@@ -143,6 +145,7 @@ async def open_proxy(
     file_limit: int = 0,
     instance: str = "",
     degraded: str = "",
+    env: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Running]:
     """Run a proxy in the calling task's event loop for as long as the block lasts.
 
@@ -150,8 +153,9 @@ async def open_proxy(
     installed ones; ``user_files`` are certificate files that the user trusts beside the system's; ``file_limit`` is
     how many files we may open, 0 if unknown. ``instance`` names the supervised proxy that this is a worker of: its
     supervisor keeps the record then. ``degraded`` says why to be careful ("" for not): no plugin, every CONNECT a blind
-    tunnel, and what is broken on disk is done without. Leaving the block ends everything at once, after ``stop``
-    gracefully. Raises DbproxyError when something that it cannot do without is missing.
+    tunnel, and what is broken on disk is done without. With ``env``, the environment that settings refer to, the
+    files of settings are followed. Leaving the block ends everything at once, after ``stop`` gracefully. Raises
+    DbproxyError when something that it cannot do without is missing.
     """
     settings = config.settings
     paths = Paths(settings.data_dir)
@@ -184,6 +188,7 @@ async def open_proxy(
             proxy = _assemble(
                 settings, paths, journal, dispatch, authority, background, tuple(user_files), degraded, keep
             )
+            proxy.files = FileSettings.of(config)
             services.attach(proxy)
             await proxy.routing.collect(app)
             proxy.file_limit = file_limit
@@ -197,6 +202,10 @@ async def open_proxy(
             await background.start(dispatch.run_services, app)
             background.start_soon(_chores, proxy, pipeline)
             background.start_soon(_report_notices, proxy)
+            if env is not None:
+                reloader = Reloader(proxy, FollowedFiles(config.user_file, env))
+                reloader.on_change.append(lambda: background.start_soon(_collect_again, proxy, app))
+                background.start_soon(reloader.run)
             # Two nurseries: accepting ends at once, what was accepted may finish (ended below when nobody waits).
             async with trio.open_nursery() as connections:
                 server = Server(proxy, pipeline, connections)
@@ -204,7 +213,7 @@ async def open_proxy(
                 async with trio.open_nursery() as accepting:
                     for sock in sockets:
                         accepting.start_soon(server.accept, sock)
-                    state = None if instance else _write_state(proxy, sockets)
+                    state = None if instance else _write_state(proxy, config, sockets)
                     proxy.instance = instance if state is None else state.instance
                     journal.emit("server_listening", listen=list(names(sockets)), pid=os.getpid(), version=__version__)
                     if degraded:
@@ -302,12 +311,12 @@ def _token(settings: Settings, paths: Paths, degraded: str) -> str:
         return careful.passing_token()
 
 
-def _write_state(proxy: Proxy, sockets: list[socket.socket]) -> DaemonState:
+def _write_state(proxy: Proxy, config: Config, sockets: list[socket.socket]) -> DaemonState:
     state = DaemonState.of_this_process(
         listen=names(sockets),
         data_dir=proxy.paths.data_dir,
         intercept=tuple(sorted(proxy.intercepted)),
-        settings=describe(proxy.settings),
+        settings=describe(config),
         dashboard=f"https://localhost:{proxy.settings.dashboard_port}" if proxy.settings.dashboard_port else "",
     )
     state.save(proxy.paths.daemon_state)
@@ -329,6 +338,15 @@ async def _drain(proxy: Proxy, server: Server) -> None:
             if client.idle is not None:
                 client.idle.cancel()
         await server.wait_empty()
+
+
+async def _collect_again(proxy: Proxy, app: App) -> None:
+    """Ask for the providers again: the settings are others."""
+    try:
+        await proxy.routing.collect(app)
+    except CRASHES as error:  # those that are known go on
+        proxy.counters.crashes_total += 1
+        proxy.journal.emit("reload_crashed", level="error", error=describe_crash(error))
 
 
 async def _chores(proxy: Proxy, pipeline: Pipeline) -> None:
@@ -422,7 +440,7 @@ def serve_forever(config: Config, env: Mapping[str, str]) -> int:
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            await nursery.start(_serve_until_signal, config, sockets, user_files, file_limit)
+            await nursery.start(_serve_until_signal, config, sockets, user_files, file_limit, env)
 
     trio.run(main, strict_exception_groups=True)
     return 0
@@ -433,6 +451,7 @@ async def _serve_until_signal(
     sockets: list[socket.socket],
     user_files: tuple[str, ...],
     file_limit: int,
+    env: Mapping[str, str],
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     watched = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
@@ -443,7 +462,9 @@ async def _serve_until_signal(
                 async for _ in signals:
                     at_once.cancel()
 
-            async with open_proxy(config, sockets=sockets, user_files=user_files, file_limit=file_limit) as running:
+            async with open_proxy(
+                config, sockets=sockets, user_files=user_files, file_limit=file_limit, env=env
+            ) as running:
                 settle()
                 task_status.started()
                 host, port = running.proxy.listening[0]

@@ -13,7 +13,9 @@ from dbproxy.app.agent_files import AgentFolders, user_agents
 from dbproxy.app.analyst import decoded_body
 from dbproxy.app.capture import project as cwd
 from dbproxy.app.capture import recording_of
+from dbproxy.app.client_window import client_window
 from dbproxy.app.send import send
+from dbproxy.config import Section
 from dbproxy.errors import DbproxyError
 from dbproxy.model.link import Link
 
@@ -30,6 +32,10 @@ if TYPE_CHECKING:
     from dbproxy.scope import Scope
 
 
+#: Settings of launches that are kept as plugins see them: those who remember by the object find it again.
+_MOST_SETTINGS = 256
+
+
 @dataclass(frozen=True, slots=True)
 class Held:
     """A request's body in the pieces in which it came (`dbproxy.api.HeldBody`)."""
@@ -44,12 +50,18 @@ class Held:
         return await trio.to_thread.run_sync(decoded_body, self.fields, list(self.pieces))
 
 
+def _plain(settings: Settings) -> dict[str, object]:
+    """The settings by name; a table is a dictionary of dictionaries and lists."""
+    values = {item.name: getattr(settings, item.name) for item in fields(settings)}
+    return {name: value.plain() if isinstance(value, Section) else value for name, value in values.items()}
+
+
 class ProxyServices:
     """The services of one proxy; usable once it is assembled."""
 
     def __init__(self) -> None:
         self._proxy: Proxy | None = None
-        self._known: tuple[Settings, Mapping[str, object]] | None = None
+        self._known: dict[int, tuple[Settings, Mapping[str, object]]] = {}
         self._agents = AgentFolders(user_agents())
         self._looking = threading.Lock()
 
@@ -98,14 +110,20 @@ class ProxyServices:
         """See `dbproxy.api.Services`."""
         proxy = self._now
         settings = proxy.settings if exchange is None else proxy.settings_for(self._scope(exchange))
-        if self._known is None or self._known[0] is not settings:
-            values = {item.name: getattr(settings, item.name) for item in fields(settings)}
-            self._known = settings, MappingProxyType(values)
-        return self._known[1]
+        known = self._known.get(id(settings))
+        if known is None:  # it keeps the settings alive, so that no others get their id
+            known = self._known[id(settings)] = settings, MappingProxyType(_plain(settings))
+            while len(self._known) > _MOST_SETTINGS:
+                del self._known[next(iter(self._known))]
+        return known[1]
 
     def context_window(self, model: str, /) -> int:
         """See `dbproxy.api.Services`."""
         return self._now.archive.window(model)
+
+    def client_window(self, exchange: Exchange, model: str, /) -> int:
+        """See `dbproxy.api.Services`."""
+        return client_window(self._now, exchange, model)
 
     def client_variables(self, exchange: Exchange, /) -> Mapping[str, str]:
         """See `dbproxy.api.Services`."""

@@ -57,6 +57,7 @@ def work(
     control.setblocking(False)
     worker = _Worker(config, sockets, control, instance=instance, after=after, degraded=degraded)
     worker.file_limit = raise_file_limit()
+    worker.env = env
     worker.user_files = tuple(value for name in CERTIFICATE_VARIABLES if (value := env.get(name)))
     trio.run(worker.run, strict_exception_groups=True)
     return 0
@@ -76,6 +77,7 @@ class _Worker:
         degraded: str,
     ) -> None:
         self.user_files: tuple[str, ...] = ()
+        self.env: Mapping[str, str] | None = None
         self.file_limit = 0
         self._config = config
         self._sockets = sockets
@@ -105,6 +107,7 @@ class _Worker:
             file_limit=self.file_limit,
             instance=self._instance,
             degraded=self._degraded,
+            env=self.env,
         ) as running:
             self._running = running
             settle()

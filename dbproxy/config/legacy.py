@@ -12,7 +12,8 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dbproxy.config.load import SettingsError, parse_toml, problems_of_user_file, read_file
+from dbproxy.config.files import parse_toml, read_file
+from dbproxy.config.load import SettingsError, problems_of_user_file
 from dbproxy.config.settings import core_table
 from dbproxy.config.values import Context
 from dbproxy.errors import ConfigError

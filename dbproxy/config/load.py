@@ -1,29 +1,38 @@
 """From command line, environment and files to ``Config``: what holds, and where each value came from.
 
-Reads files, never writes any but the trust record. Imports ``dbproxy.errors``, ``dbproxy.paths`` and its own package.
+Imports ``dbproxy.errors``, ``dbproxy.paths`` and its own package.
 Invariants: command line > environment > project file > user file > default; every problem of a run is collected before
 any is raised; what a project file may not set is refused, said and without effect, and never stops a launch.
 """
 
 from __future__ import annotations
 
-import os
-import stat
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from dbproxy.config.files import (
+    PROJECT_FILE,
+    digest_of,
+    find_project_file,
+    parse_toml,
+    read_file,
+    read_trusted,
+    write_trusted,
+)
 from dbproxy.config.settings import KNOWN_ENVIRONMENT, PREFIX, Settings, Spec, Table, core_table
 from dbproxy.config.values import Context, HostPort
 from dbproxy.errors import ConfigError
-from dbproxy.paths import default_data_dir, home, make_private, trust_file, user_config_file, write_private
+from dbproxy.paths import default_data_dir, home, trust_file, user_config_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-PROJECT_FILE = "dbproxy.toml"
-MAX_FILE_BYTES = 1024 * 1024
+    from dbproxy.config.tables import Section
+
+TOLD = ("command-line", "environment")
+"""Sources that hold for as long as a process; files are another matter."""
 
 
 class SettingsError(ConfigError):
@@ -44,6 +53,14 @@ class Origin:
 
     def __str__(self) -> str:
         return f"{self.source} ({self.where})" if self.where else self.source
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What one source said of a setting to which several add (`Kind.adds_up`)."""
+
+    origin: Origin
+    value: Section
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +97,7 @@ class Config:
     """The settings of a run, their origins, and the sections of plugins.
 
     ``problems`` is empty unless ``load`` was asked not to be strict; what has a problem then counts as not given.
+    ``layers`` holds, strongest first, what each source said of the settings to which several add.
     """
 
     settings: Settings
@@ -89,6 +107,7 @@ class Config:
     plugins: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
     table: Table = field(default_factory=core_table)
+    layers: Mapping[str, tuple[Layer, ...]] = field(default_factory=dict)
 
     def origin(self, name: str) -> Origin:
         """Where the setting ``name`` got its value. Raises KeyError for a name that does not exist."""
@@ -98,6 +117,35 @@ class Config:
     def refused(self) -> tuple[Refusal, ...]:
         """What the project file may not set."""
         return self.project.refused if self.project else ()
+
+    def said(self, name: str, *sources: str) -> Section | None:
+        """What these sources together said of a setting to which several add; None if none of them said anything."""
+        found: Section | None = None
+        for layer in reversed(self.layers.get(name, ())):
+            if layer.origin.source in sources:
+                found = layer.value if found is None else layer.value.over(found)
+        return found
+
+    def launch_values(self) -> dict[str, object]:
+        """What a launch scope keeps: the per-launch settings as JSON values.
+
+        Of those that add up only what this launch was told: what stands in files is followed while it runs.
+        """
+        values = self.settings.launch_values()
+        for name in self._followed():
+            told = self.said(name, *TOLD)
+            del values[name]
+            if told is not None:
+                values[name] = told.plain()
+        return values
+
+    def project_values(self) -> dict[str, object]:
+        """What the project file says of the per-launch settings that are followed, as JSON values."""
+        found = {name: self.said(name, "project") for name in self._followed()}
+        return {name: value.plain() for name, value in found.items() if value is not None}
+
+    def _followed(self) -> list[str]:
+        return [spec.name for spec in core_table().specs if spec.kind.adds_up and spec.scope == "launch"]
 
     def plugin(self, name: str) -> Mapping[str, object]:
         """The section ``[plugins.NAME]``: declared settings with their values, others as they stand in the file."""
@@ -138,25 +186,6 @@ def load(
     return config
 
 
-def find_project_file(cwd: Path, user_home: Path) -> Path | None:
-    """The nearest ``dbproxy.toml`` from ``cwd`` upwards.
-
-    The search ends at the root of a git work tree, and before the home and the root of the file system: files there
-    would speak for everything below.
-    """
-    for folder in (cwd, *cwd.parents):
-        if folder != cwd and (folder == user_home or folder.parent == folder):
-            return None
-        try:
-            if (folder / PROJECT_FILE).is_file():
-                return folder / PROJECT_FILE
-            if (folder / ".git").exists():
-                return None
-        except OSError:
-            return None
-    return None
-
-
 def trust_project(directory: Path, env: Mapping[str, str]) -> Project:
     """Remember that the project file in ``directory``, as it is now, may set everything. Raises ConfigError."""
     file = directory.resolve() / PROJECT_FILE
@@ -168,20 +197,20 @@ def trust_project(directory: Path, env: Mapping[str, str]) -> Project:
         ) from error
     parse_toml(file, content)
     record = trust_file(env)
-    known = _trusted(record)
-    digest = _digest(content)
+    known = read_trusted(record)
+    digest = digest_of(content)
     known[str(file)] = digest
-    _write_trusted(record, known)
+    write_trusted(record, known)
     return Project(file, digest, trusted=True)
 
 
 def forget_project(directory: Path, env: Mapping[str, str]) -> bool:
     """Take the trust in the project file of ``directory`` back; False if there was none. Raises ConfigError."""
     record = trust_file(env)
-    known = _trusted(record)
+    known = read_trusted(record)
     if known.pop(str(directory.resolve() / PROJECT_FILE), None) is None:
         return False
-    _write_trusted(record, known)
+    write_trusted(record, known)
     return True
 
 
@@ -191,6 +220,21 @@ def problems_of_user_file(file: Path, content: bytes, env: Mapping[str, str]) ->
     reading.user_content(file, content)
     reading.check_together(None)
     return reading.problems
+
+
+def user_says(file: Path, env: Mapping[str, str]) -> tuple[dict[str, Section], str]:
+    """What the user's file says now of the settings that add up, and what is wrong with the file ("" for nothing)."""
+    reading = _Reading(core_table(), env)
+    reading.user(file)
+    return reading.sections_of("user"), "; ".join(reading.problems[:3])
+
+
+def project_says(cwd: Path, env: Mapping[str, str]) -> tuple[dict[str, Section], str]:
+    """The same of the project file that counts in ``cwd``, as far as it is trusted: only they can be wrong there."""
+    reading = _Reading(core_table(), env)
+    reading.project(cwd)
+    wrong = [problem for name, problem in reading.failed.items() if name in reading.adding_up]
+    return reading.sections_of("project"), reading.broken or "; ".join(wrong)
 
 
 def suggestion(name: str, known: Iterable[str], common: str = "") -> str:
@@ -219,19 +263,36 @@ class _Reading:
         self.keys = {spec.name: spec.key for spec in table.specs}
         self.sections: dict[str, dict[str, object]] = {}
         self.refused: list[Refusal] = []
+        self.layers: dict[str, tuple[Layer, ...]] = {}
+        self.failed: dict[str, str] = {}
+        self.broken = ""
         self.before_project = dict(self.values), dict(self.origins)
+
+    @property
+    def adding_up(self) -> list[str]:
+        return [spec.name for spec in self.table.specs if spec.kind.adds_up]
+
+    def sections_of(self, source: str) -> dict[str, Section]:
+        found = ((name, layer) for name, layers in self.layers.items() for layer in layers)
+        return {name: layer.value for name, layer in found if layer.origin.source == source}
 
     def context(self, base: Path | None) -> Context:
         return Context(base, self.env, self.home)
 
     def apply(self, spec: Spec, raw: object, origin: Origin, base: Path | None, problems: list[str]) -> None:
         try:
-            self.values[spec.name] = spec.kind.parse(raw, self.context(base))
+            value = spec.kind.parse(raw, self.context(base))
         except ValueError as error:
             label = f"{origin.where}: {spec.key}" if origin.source in ("user", "project") else origin.where
             problems.append(f"{label}: {error}")
-        else:
-            self.origins[spec.name] = origin
+            self.failed[spec.name] = problems[-1]
+            return
+        if spec.kind.adds_up:
+            layers = self.layers.get(spec.name, ())
+            self.layers[spec.name] = (Layer(origin, value), *layers)
+            value = value.over(self.values[spec.name])
+        self.values[spec.name] = value
+        self.origins[spec.name] = origin
 
     def user(self, file: Path) -> None:
         try:
@@ -267,15 +328,17 @@ class _Reading:
         try:
             content = read_file(file)
         except OSError as error:
-            refused.append(Refusal("", f"cannot be read: {error.strerror or error}"))
+            self.broken = f"{file}: cannot be read: {error.strerror or error}"
+            refused.append(Refusal("", self.broken.removeprefix(f"{file}: ")))
             return Project(file, "", False)
-        digest = _digest(content)
-        trusted = _trusted(trust_file(self.env)).get(str(file)) == digest
+        digest = digest_of(content)
+        trusted = read_trusted(trust_file(self.env)).get(str(file)) == digest
         problems: list[str] = []
         try:
             tree = parse_toml(file, content)
         except ConfigError as error:
-            refused.append(Refusal("", str(error).removeprefix(f"{file}: ")))
+            self.broken = str(error)
+            refused.append(Refusal("", self.broken.removeprefix(f"{file}: ")))
             return Project(file, digest, False)
         origin = Origin("project", str(file))
         for key, raw in self.flat(tree):
@@ -287,12 +350,25 @@ class _Reading:
             elif spec is None:
                 self.unknown_key(key, raw, origin, problems)
             else:
+                if not trusted:
+                    raw = self.tame(spec, raw, file.parent)
                 self.apply(spec, raw, origin, file.parent, problems)
         if trusted:
             self.problems += problems
         else:
             refused += [Refusal("", problem.removeprefix(f"{file}: ")) for problem in problems]
         return Project(file, digest, trusted)
+
+    def tame(self, spec: Spec, raw: object, base: Path) -> object:
+        """The part of a value that a project file may say without trust; the rest is refused, entry by entry."""
+        if spec.kind.tamed is None:
+            return raw
+        try:
+            kept, refused = spec.kind.tamed(spec.kind.parse(raw, self.context(base)))
+        except ValueError:
+            return raw  # said when it is applied
+        self.refused += [Refusal(f"{spec.key}.{entry}", reason) for entry, reason in refused]
+        return kept
 
     def environment(self, cwd: Path | None) -> None:
         by_env = self.table.by_env()
@@ -387,6 +463,7 @@ class _Reading:
             MappingProxyType(plugins),
             tuple(dict.fromkeys(self.problems)),
             self.table,
+            MappingProxyType(self.layers),
         )
 
     def check_together(self, project: Project | None) -> None:
@@ -410,56 +487,6 @@ class _Reading:
         port = values["dashboard_port"]
         if port is not None and any(item.port == port for item in values["listen"]):
             yield ("dashboard_port", "listen"), f"dashboard_port ({port}) is a port of listen already; choose another"
-
-
-def read_file(file: Path) -> bytes:
-    """The content of a regular file of sane size; OSError otherwise (a FIFO in a clone must not hang us)."""
-    handle = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with open(handle, "rb") as stream:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(0, "not a regular file")
-        if found.st_size > MAX_FILE_BYTES:
-            raise OSError(0, "larger than 1 MiB")
-        return stream.read(MAX_FILE_BYTES)
-
-
-def parse_toml(file: Path, content: bytes) -> dict[str, Any]:
-    """The tree of a TOML file. Raises ConfigError with the line and what to do."""
-    import tomllib
-
-    try:
-        return tomllib.loads(content.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        raise ConfigError(f"{file}: not UTF-8 text", hint="Save it as UTF-8") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError(f"{file}: not valid TOML: {error}", hint="Mend that line, or rename the file") from None
-
-
-def _digest(content: bytes) -> str:
-    import hashlib
-
-    return hashlib.sha256(content).hexdigest()
-
-
-def _trusted(record: Path) -> dict[str, str]:
-    """Trusted project files with their digests. A record that is missing or broken trusts nothing."""
-    import json
-
-    try:
-        tree = json.loads(read_file(record))
-    except (OSError, ValueError):
-        return {}
-    files = tree.get("files") if isinstance(tree, dict) else None
-    return {name: value for name, value in files.items() if isinstance(value, str)} if isinstance(files, dict) else {}
-
-
-def _write_trusted(record: Path, known: Mapping[str, str]) -> None:
-    import json
-
-    folder = record.parent.resolve()  # people keep their configuration elsewhere, behind a link
-    make_private(folder)
-    write_private(folder / record.name, json.dumps({"version": 1, "files": known}, indent=1, sort_keys=True) + "\n")
 
 
 def _is_ours(raw: str, env: Mapping[str, str]) -> bool:

@@ -1,8 +1,8 @@
 """The one table of settings: ``Settings``, and ``Table`` which is read from it.
 
 Owns names, defaults, help and rules of every setting; command line, environment, TOML and documents come from here.
-Imports ``dbproxy.config.values`` only. Invariants: a setting exists once, as a field; every field is documented;
-values that reach ``Settings`` through ``load`` were checked.
+Imports ``dbproxy.config.values`` and ``tables`` only. Invariants: a setting exists once, as a field; every field is
+documented; values that reach ``Settings`` through ``load`` were checked.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
-from dbproxy.config import values
+from dbproxy.config import tables, values
+from dbproxy.config.tables import Section
 from dbproxy.config.values import Context, HostPort, Kind
 
 if TYPE_CHECKING:
@@ -188,6 +189,22 @@ class Settings:
         values.integer(1, 31_536_000, "seconds"),
         7200,
         help="A conversation that was silent for so long is forgotten (its record stays).",
+    )
+    routes: Section = setting(  # noqa: RUF009
+        tables.routes(),
+        Section(),
+        help="Which model answers instead: by an agent's name, or by `agent:NAME`, `type:Explore`, `kind:compaction`, "
+        "`model:PATTERN`. A model is `gpt-4o` or `PROVIDER:MODEL`, a list of them is tried in order, `claude` means "
+        "that nothing changes; `{ to = ..., fallback = false }` forbids the way back to Claude.",
+        env=("SUBAGENT_MAPPINGS",),
+        scope="launch",
+        project="allowed",
+    )
+    providers: Section = setting(  # noqa: RUF009
+        tables.providers(),
+        Section(),
+        help="Who answers for routes, a table `[providers.NAME]` each. A key is named as `key_env` (a variable) or "
+        "`key_file` (a file), never written here.",
     )
     labels: tuple[tuple[str, str], ...] = setting(
         values.labels(),

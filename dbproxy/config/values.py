@@ -43,7 +43,11 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind of value. ``shape`` is what the documents say a person should write."""
+    """One kind of value. ``shape`` is what the documents say a person should write.
+
+    With ``adds_up`` the value is a `Section`, to which every source adds its entries. ``tamed`` gives what a project
+    file that nobody trusts may say of a value, and (entry, reason) for the rest.
+    """
 
     shape: str
     parse: Callable[[Any, Context], Any]
@@ -51,6 +55,8 @@ class Kind:
     show: Callable[[Any], str] | None = None
     many: bool = False
     flag: bool = False
+    adds_up: bool = False
+    tamed: Callable[[Any], tuple[Any, tuple[tuple[str, str], ...]]] | None = None
 
     def text(self, value: object) -> str:
         """The value as a person should see it."""
@@ -254,6 +260,14 @@ def _path(raw: Any, context: Context) -> Path:
             raise ValueError(f"expected an absolute path, not {value}")
         value = context.base / value
     return value
+
+
+def path_in(raw: Any, context: Context, name: str) -> Path:
+    """A path that stands as ``name`` in a table. Raises ValueError."""
+    try:
+        return _path(raw, context)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def path() -> Kind:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from dbproxy import __version__
-from dbproxy.config import core_table
+from dbproxy.config import TOLD, core_table
 from dbproxy.config import load as load_settings
 from dbproxy.errors import LaunchError
 from dbproxy.paths import Paths, make_private
@@ -30,7 +30,7 @@ from dbproxy.state import DaemonState, http_get, is_alive, load, probe, split_ad
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from dbproxy.config import Config, HostPort, Settings
+    from dbproxy.config import Config, HostPort
     from dbproxy.proc.firstborn import Here
 
 START_TIMEOUT = 15.0
@@ -190,12 +190,17 @@ def is_older(version: str) -> bool:
     return _numbers(version) < _numbers(__version__)
 
 
-def describe(settings: Settings) -> dict[str, str]:
-    """The process-wide settings as text, without secrets, as the daemon's record holds them."""
+def describe(config: Config) -> dict[str, str]:
+    """The process-wide settings as text, without secrets, as the daemon's record holds them.
+
+    Of those whose files are followed only what was asked for beside the user's file: that one is the same for all.
+    """
     found: dict[str, str] = {}
     for spec in core_table().specs:
         if spec.scope == "process" and not spec.secret:
-            value = getattr(settings, spec.name)
+            value = getattr(config.settings, spec.name)
+            if spec.kind.adds_up:
+                value = config.said(spec.name, *TOLD, "project")
             found[spec.name] = "" if value is None else str(spec.kind.encode(value))
     return found
 
@@ -203,17 +208,17 @@ def describe(settings: Settings) -> dict[str, str]:
 def differences(config: Config, state: DaemonState) -> list[str]:
     """One line for each process-wide setting that was asked for here but is another in the running daemon."""
     found: list[str] = []
-    for name, value in describe(config.settings).items():
+    for name, value in describe(config).items():
         theirs = state.settings.get(name)
         if not _given(config, name) or theirs is None or theirs == value or name == "data_dir":
             continue
         if name == "listen" and _served(config.settings.listen, state):
             continue
         shown = _shown(theirs) if name != "listen" else ", ".join(state.listen)
-        found.append(
-            f"{name} is {_shown(value)} here, but the running proxy has {shown}: "
-            "`dbproxy restart` applies yours to everyone"
-        )
+        differ = f"{name} is {_shown(value)} here, but the running proxy has {shown}"
+        if value.startswith("{"):
+            differ = f"the {name} that were given here are not those of the running proxy"
+        found.append(f"{differ}: `dbproxy restart` applies yours to everyone")
     return found
 
 
@@ -277,22 +282,30 @@ def _start(
     return Running(state, started=True, notices=tuple(notices))
 
 
-def _options(config: Config, listen: list[str], explicit: bool) -> dict[str, str]:
-    """The process-wide settings (with ``explicit`` all of them) of this command line and environment as text.
+def _options(config: Config, listen: list[str], explicit: bool) -> dict[str, object]:
+    """The process-wide settings (with ``explicit`` all of them) of this command line and environment, as text or table.
 
     What they do not name the daemon reads for itself: the user's file, no project's. Paths are absolute, for its
     working directory is another.
     """
-    options = {"data_dir": str(Path(config.settings.data_dir).absolute()), "listen": ",".join(listen)}
+    options: dict[str, object] = {"data_dir": str(Path(config.settings.data_dir).absolute())}
+    options["listen"] = ",".join(listen)
     for spec in core_table().specs:
         value = getattr(config.settings, spec.name)
         if spec.name in ("data_dir", "listen") or spec.secret or value is None:
             continue
         if spec.scope != "process" and not explicit:
             continue
-        if _given(config, spec.name):
+        if spec.kind.adds_up:
+            # Of a project file only what is everybody's; rules of one project are followed by its own launches.
+            value = config.said(spec.name, *TOLD, *(["project"] if spec.scope == "process" else []))
+            if value is not None:
+                options[spec.name] = value.plain()
+        elif _given(config, spec.name):
             encoded = spec.kind.encode(value)
-            options[spec.name] = ",".join(encoded) if isinstance(encoded, list) else str(encoded)
+            if not isinstance(encoded, dict):
+                encoded = ",".join(encoded) if isinstance(encoded, list) else str(encoded)
+            options[spec.name] = encoded
     return options
 
 

@@ -2,7 +2,7 @@
 
 Owns the plan that the supervisor works by. Must never import trio or cryptography. Invariants: what needs time comes
 after listening; the process id that is recorded is the supervisor's, for this very process becomes it; settings are
-read once, so that a file edited meanwhile never changes or breaks a proxy that replaces its worker.
+read once, so that a file edited meanwhile never breaks a proxy that replaces its worker.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def supervise(
         listen=names(sockets),
         data_dir=paths.data_dir,
         intercept=tuple(sorted({normalise_host(name) for name in settings.intercept})),
-        settings=describe(settings),
+        settings=describe(config),
         dashboard=f"https://localhost:{settings.dashboard_port}" if settings.dashboard_port else "",
     )
     listen = [sock.fileno() for sock in sockets]
@@ -125,10 +125,12 @@ def supervise(
 
 
 def dump_config(config: Config) -> bytes:
-    """What a worker needs of a configuration: the settings and the sections of plugins, as values."""
+    """What a worker needs of a configuration: the settings and the sections of plugins, as values, and what each source
+    said of the settings whose files are followed."""
     settings = {item.name: getattr(config.settings, item.name) for item in fields(Settings)}
     plugins = {name: dict(section) for name, section in config.plugins.items()}
-    return pickle.dumps({"settings": settings, "plugins": plugins, "user_file": config.user_file})
+    layers = {name: tuple(layers) for name, layers in config.layers.items()}
+    return pickle.dumps({"settings": settings, "plugins": plugins, "user_file": config.user_file, "layers": layers})
 
 
 def load_config(fd: int) -> Config:
@@ -138,7 +140,7 @@ def load_config(fd: int) -> Config:
         raw = pickle.loads(data)  # made by ourselves, in a file without a name
         known = {item.name for item in fields(Settings)}
         settings = Settings(**{name: value for name, value in raw["settings"].items() if name in known})
-        return Config(settings=settings, origins={}, user_file=raw["user_file"], plugins=raw["plugins"])
+        return Config(settings, {}, raw["user_file"], plugins=raw["plugins"], layers=raw.get("layers", {}))
     except Exception as error:
         raise ConfigError(
             "the settings of the running proxy cannot be read by this version", hint="`dbproxy restart` starts it anew"

@@ -135,8 +135,9 @@ async def open_rig(
             "drain_timeout": "2",
             **settings,
         }
-        config = load(given, {"HOME": str(tmp_path)}, None)
-        async with open_proxy(config, sockets=bind((HostPort("127.0.0.1", 0),)), plugins=plugins) as running:
+        env = {"HOME": str(tmp_path)}
+        config = load(given, env, None)
+        async with open_proxy(config, sockets=bind((HostPort("127.0.0.1", 0),)), plugins=plugins, env=env) as running:
             made = Rig(running, origin, data_dir)
             try:
                 yield made
