@@ -200,7 +200,7 @@ async def write_answer(peer: Sender, request: Received, answer: Answer, *, closi
         fields.append(("content-encoding", "deflate" if answer.coding == "deflate-raw" else answer.coding))
     given = {name.lower() for name, _ in answer.fields}
     fields = [(name, value) for name, value in fields if name not in given] + list(answer.fields)
-    fields = [*standard_fields(request, given), *fields]
+    fields = [*(standard_fields(request, given) if answer.identified else ()), *fields]
     if not bodiless or request.method == "HEAD":
         if framing == "chunked":
             fields.append(("transfer-encoding", "chunked"))

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from dbproxy.errors import ConfigError
 from dbproxy.testing.origin import events
 from dbproxy.testing.origin.prompt_cache import PromptCache
 from dbproxy.testing.origin.scenarios import SCENARIOS
-from dbproxy.testing.origin.script import Answer, Script, document, fail
+from dbproxy.testing.origin.script import Answer, Script, document, fail, script_from
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from dbproxy.testing.origin.received import Received
+    from dbproxy.testing.origin.scenarios import Scenario
 
 THREAD_SECONDS = 300.0  # anthropic-api 2.6: five minutes after the last request
 MODELS = (
@@ -60,18 +62,30 @@ class _Thread:
 
 
 class Api:
-    """State of one fake API: its script, how often each rule answered, and the threads it can continue."""
+    """State of one fake API: its script, how often each rule answered, and the threads it can continue.
 
-    def __init__(self, script: Script) -> None:
-        self.script = script
+    ``given`` is anything that `script_from` takes. Raises ConfigError for a scenario that does not exist.
+    """
+
+    scenarios: ClassVar[Mapping[str, Scenario]] = SCENARIOS
+
+    def __init__(self, given: Any = None) -> None:
+        script = self.script = self._checked(given)
         self._used: dict[int, int] = {}
         self._passed: dict[int, int] = {}
         self._threads: dict[str, _Thread] = {}
         self.scenario_state: dict[str, Any] = {}
         self.prompt_cache = _cache_of(script)
 
-    def replace(self, script: Script) -> None:
+    def _checked(self, given: Any) -> Script:
+        script = script_from(given)
+        if script.scenario not in self.scenarios:
+            raise ConfigError(f"no scenario {script.scenario!r}", hint=f"use one of {', '.join(self.scenarios)}")
+        return script
+
+    def replace(self, given: Any) -> None:
         """Go on with another script from now."""
+        script = self._checked(given)
         if (script.cache, script.scenario) != (self.script.cache, self.script.scenario):
             self.prompt_cache = _cache_of(script)
         self.script = script
@@ -96,7 +110,7 @@ class Api:
         """The answer to a request whose body is there."""
         chosen = self.script.decide(request) if self.script.decide is not None else None
         if chosen is None:
-            chosen = self._ruled(request)
+            chosen = self.ruled(request)
         if chosen is None:
             for rule in BUILT_IN:
                 chosen = rule.answer(self, request)
@@ -112,7 +126,8 @@ class Api:
         share = self.prompt_cache.pay(request, request.time)
         return answer.but(usage={**share.usage(), **(answer.usage or {})})
 
-    def _ruled(self, request: Received) -> Answer | None:
+    def ruled(self, request: Received) -> Answer | None:
+        """What the first rule of the script says that matches and still answers."""
         for number, rule in enumerate(self.script.rules):
             if rule.match.holds(request):
                 answer = self._pick(number)

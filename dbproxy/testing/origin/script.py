@@ -71,6 +71,7 @@ class Answer:
     status: int = 200
     reason: str = ""
     fields: tuple[tuple[str, str], ...] = ()
+    identified: bool = True  # with the request's id and the rate limits of the Messages API
     informational: tuple[tuple[int, tuple[tuple[str, str], ...]], ...] = ()
     # Shape on the wire
     framing: str = ""  # "" = chunked for streams, content-length for bodies

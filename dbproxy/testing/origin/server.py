@@ -18,13 +18,11 @@ from dbproxy.errors import ConfigError
 from dbproxy.testing.origin.api import Api
 from dbproxy.testing.origin.connection import Peer, Talk
 from dbproxy.testing.origin.received import Connection, Received
-from dbproxy.testing.origin.scenarios import SCENARIOS
-from dbproxy.testing.origin.script import Script, script_from
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
-    from dbproxy.testing.origin.script import Answer
+    from dbproxy.testing.origin.script import Answer, Script
 
 NAMES = ("127.0.0.1", "localhost", "api.anthropic.com", "::1")
 CERTIFICATES = ("good", "expired", "wrong_name", "untrusted")
@@ -42,8 +40,8 @@ def _note_server_name(_socket: object, name: str | None, _context: object) -> No
 class Origin:
     """A running fake API. Attributes may be read at any time; ``script`` may be replaced."""
 
-    def __init__(self, script: Script, *, record: str, keep: int, peer_seconds: float) -> None:
-        self.api = Api(script)
+    def __init__(self, api: Api, *, record: str, keep: int, peer_seconds: float) -> None:
+        self.api = api
         self.host = "127.0.0.1"
         self.port = 0
         self.plain_port = 0
@@ -68,7 +66,7 @@ class Origin:
 
     @script.setter
     def script(self, given: Any) -> None:
-        self.api.replace(checked(given))
+        self.api.replace(given)
 
     @property
     def url(self) -> str:
@@ -191,14 +189,6 @@ class Origin:
                 self._end(connection)
 
 
-def checked(given: Any) -> Script:
-    """A script whose scenario exists. Raises ConfigError."""
-    script = script_from(given)
-    if script.scenario not in SCENARIOS:
-        raise ConfigError(f"no scenario {script.scenario!r}", hint=f"use one of {', '.join(SCENARIOS)}")
-    return script
-
-
 def server_context(
     origin: Origin, names: Sequence[str], alpn: Sequence[str], certificate: str = "good"
 ) -> ssl.SSLContext:
@@ -237,6 +227,7 @@ async def open_origin(
     record: str = "all",
     keep: int = 100_000,
     peer_seconds: float = 900.0,
+    make: Callable[[Any], Api] = Api,
 ) -> AsyncIterator[Origin]:
     """Run a fake Messages API on loopback.
 
@@ -244,11 +235,11 @@ async def open_origin(
     rules, a JSON object or a path. ``port`` is the one of the TLS listener with ``tls``, else of the plain one;
     ``plain_port`` adds a plain listener beside TLS. ``record``: ``all`` keeps every byte, ``bodies`` no raw bytes and
     bodies up to 1 MiB, ``heads`` the same without connections' bytes; ``keep`` bounds the number of requests and
-    connections kept. ``peer_seconds`` is how long a peer may take nothing.
+    connections kept. ``peer_seconds`` is how long a peer may take nothing. ``make`` gives another API than Messages.
     """
     if record not in RECORDS:
         raise ConfigError(f"no record kind {record!r}", hint=f"use one of {', '.join(RECORDS)}")
-    origin = Origin(checked(script), record=record, keep=keep, peer_seconds=peer_seconds)
+    origin = Origin(make(script), record=record, keep=keep, peer_seconds=peer_seconds)
     origin.host = host
     async with trio.open_nursery() as nursery:
         if tls:

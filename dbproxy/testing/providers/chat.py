@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from dbproxy.model.codecs.capabilities import Capabilities
 from dbproxy.model.codecs.request import Call, Image, Part, Result, Text, Thinking, Tool, Turn
 from dbproxy.testing.codecs.dialect import WORDS, Dialect, Seen, Speech
+from dbproxy.testing.providers import chat_rules
 from dbproxy.testing.providers.spelling import FAILED_MARK, choice_of, dumped, event, from_data_url, texts
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ def usage(counts: Counts) -> dict[str, Any]:
 def fault(kind: str, message: str, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     """An error's body. ``kind`` is an error type of the Messages API, or this API's own."""
     known = {"overloaded_error": "server_error", "api_error": "server_error", "rate_limit_error": "requests"}
-    return {"error": {"message": message, "type": known.get(kind, kind), "param": param, "code": code}}
+    codes = {"rate_limit_error": "rate_limit_exceeded"}
+    told = {"message": message, "type": known.get(kind, kind), "param": param, "code": code or codes.get(kind)}
+    return {"error": told}
 
 
 class ChatSpeech(Speech):
@@ -127,6 +130,7 @@ class ChatDialect(Dialect):
 
     def read(self, body: bytes) -> Seen:
         given = json.loads(body)
+        chat_rules.check(given)
         system: list[str] = []
         turns: list[Turn] = []
         for message in given["messages"]:

@@ -5,13 +5,14 @@ Owns the spelling (API facts 5.4) for the fake server and for the conformance ki
 
 from __future__ import annotations
 
-import base64
 import json
 from typing import TYPE_CHECKING, Any, Final
 
 from dbproxy.model.codecs.capabilities import Capabilities
 from dbproxy.model.codecs.request import Call, Choice, Document, Image, Part, Result, Text, Thinking, Tool, Turn
 from dbproxy.testing.codecs.dialect import WORDS, Dialect, Seen, Speech
+from dbproxy.testing.providers import gemini_rules
+from dbproxy.testing.providers.signatures import thought_signature
 from dbproxy.testing.providers.spelling import dumped
 
 if TYPE_CHECKING:
@@ -21,22 +22,6 @@ if TYPE_CHECKING:
 
 ENDS: Final = {"end_turn": "STOP", "tool_use": "STOP", "max_tokens": "MAX_TOKENS", "refusal": "SAFETY"}
 MODES: Final = {"AUTO": "auto", "ANY": "any", "NONE": "none", "VALIDATED": "auto"}
-#: What the server takes in place of a signature that the client does not have (Gemini API, page "Thought signatures").
-SENTINELS: Final = ("skip_thought_signature_validator", "context_engineering_is_the_way_to_go")
-_OURS: Final = b"fake gemini:"
-
-
-def thought_signature(text: str) -> str:
-    """A signature that the fake server gives, and takes back."""
-    return base64.b64encode(_OURS + text.encode()).decode()
-
-
-def is_thought_signature(value: str) -> bool:
-    """Did the fake server give it? The real one looks into its own in the same way."""
-    try:
-        return base64.b64decode(value, validate=True).startswith(_OURS)
-    except ValueError:
-        return False
 
 
 def usage(counts: Counts) -> dict[str, Any]:
@@ -135,16 +120,22 @@ class GeminiDialect(Dialect):
         return dumped(answer(parts, stop, tokens, model=self.model, id="gemini-kit")).encode()
 
     def read(self, body: bytes) -> Seen:
-        given = json.loads(body)
-        calling = given.get("toolConfig", {}).get("functionCallingConfig")
-        return Seen(
-            turns=tuple(_turns(given["contents"])),
-            system=tuple(part["text"] for part in given.get("systemInstruction", {}).get("parts", [])),
-            tools=tuple(_tool(one) for tool in given.get("tools", []) for one in tool.get("functionDeclarations", [])),
-            choice=_choice(calling) if calling else None,
-            stream=True,
-            max_tokens=given.get("generationConfig", {}).get("maxOutputTokens"),
-        )
+        return understood(self.model, json.loads(body))
+
+
+def understood(model: str, given: dict[str, Any], *, streamed: bool = True) -> Seen:
+    """A request as the server understands it; the model stands in its URL. Raises Objection where it refuses it."""
+    gemini_rules.check(model, given)
+    calling = given.get("toolConfig", {}).get("functionCallingConfig")
+    return Seen(
+        turns=tuple(_turns(given["contents"])),
+        system=tuple(part["text"] for part in given.get("systemInstruction", {}).get("parts", [])),
+        tools=tuple(_tool(one) for tool in given.get("tools", []) for one in tool.get("functionDeclarations", [])),
+        choice=_choice(calling) if calling else None,
+        model=model,
+        stream=streamed,
+        max_tokens=given.get("generationConfig", {}).get("maxOutputTokens"),
+    )
 
 
 def _tool(declared: dict[str, Any]) -> Tool:

@@ -6,20 +6,19 @@ Owns the spelling (API facts 5.2) for the fake server and for the conformance ki
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from dbproxy.model.codecs.capabilities import Capabilities
 from dbproxy.model.codecs.request import Call, Part, Result, Text, Thinking, Tool, Turn
 from dbproxy.testing.codecs.dialect import WORDS, Dialect, Seen, Speech
+from dbproxy.testing.providers import responses_rules
+from dbproxy.testing.providers.signatures import SEALED
 from dbproxy.testing.providers.spelling import FAILED_MARK, choice_of, dumped, event, from_data_url, texts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dbproxy.testing.codecs.dialect import Counts, Said
-
-#: How the ciphertext of a reasoning item begins (seed-001 3.3): Claude's and Gemini's begin otherwise.
-SEALED: Final = "gAAAA"
 
 
 def usage(counts: Counts) -> dict[str, Any]:
@@ -209,6 +208,7 @@ class ResponsesDialect(Dialect):
 
     def read(self, body: bytes) -> Seen:
         given = json.loads(body)
+        responses_rules.check(given)
         system = [given["instructions"]] if given.get("instructions") else []
         turns: list[Turn] = []
         items = given["input"]
