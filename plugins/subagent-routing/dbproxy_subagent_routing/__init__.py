@@ -177,7 +177,9 @@ class SubagentRouting:
             return None
         asked, link = Head.of(exchange.request.fields), exchange.attributes.get("link")
         main = asked.role is Role.MAIN or (isinstance(link, Link) and link.thread == MAIN)
-        if not main or not asked.session or not (self.decider.rules(exchange) or self.decider.able()):
+        if not main or not asked.session:
+            return None
+        if not self.decider.rules(exchange) and not self.decider.standing(exchange).anybody:
             return None
         return MainTap(self.decider, asked.session)
 

@@ -7,6 +7,7 @@ Owns what is remembered between requests about settings and providers, and what 
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from dbproxy_subagent_routing.rules import RuleSet, read_rules
@@ -19,8 +20,16 @@ if TYPE_CHECKING:
 
 #: Launches whose rules are remembered.
 _MOST: Final = 64
-#: A key may be put into its file at any time: so long is an answer to "can anybody be asked" good (seconds).
+#: A key may be put into its file at any time: so long is an answer to "who can answer" good (seconds).
 _FRESH: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Is there ``anybody`` who can answer, and was somebody ``chosen`` by the user: by a key, or in the settings?"""
+
+    anybody: bool = False
+    chosen: bool = False
 
 
 class RuleBook:
@@ -31,7 +40,7 @@ class RuleBook:
         self._clock = clock
         self._known: OrderedDict[int, tuple[object, RuleSet]] = OrderedDict()
         self._said: dict[str, str] = {}
-        self._able: tuple[float, bool] = (float("-inf"), False)
+        self._standing: tuple[float, Standing] = (float("-inf"), Standing())
 
     def rules(self, value: object) -> RuleSet:
         """The rules that the setting ``routes`` holds; the same object for the same value."""
@@ -44,12 +53,14 @@ class RuleBook:
         self._known.move_to_end(id(value))
         return found[1]
 
-    def able(self, providers: Callable[[], Mapping[str, Provider]]) -> bool:
-        """Can some provider be used at all?"""
+    def standing(self, providers: Callable[[], Mapping[str, Provider]], given: object) -> Standing:
+        """Who can answer; ``given`` is the setting ``providers``."""
         now = self._clock()
-        if now - self._able[0] > _FRESH:
-            self._able = now, any(_is_ready(provider) for provider in providers().values())
-        return self._able[1]
+        if now - self._standing[0] > _FRESH:
+            ready = [provider for provider in providers().values() if _is_ready(provider)]
+            keyed = any(not getattr(provider, "keyless", False) for provider in ready)
+            self._standing = now, Standing(bool(ready), keyed or bool(given))
+        return self._standing[1]
 
     def announce(self, rules: RuleSet, providers: Mapping[str, Provider]) -> None:
         """Say which rules are refused, each once until its reason changes."""

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dbproxy.api import Emit, Exchange, Link, RouteDecision, Services
-    from dbproxy_subagent_routing.book import RuleBook
+    from dbproxy_subagent_routing.book import RuleBook, Standing
     from dbproxy_subagent_routing.keeping import Keeper
     from dbproxy_subagent_routing.pins import Place
     from dbproxy_subagent_routing.rules import Asker, Match, Rule, RuleSet
@@ -108,9 +108,9 @@ class Decider:
         """The rules that hold for an exchange; the user's for None."""
         return self.book.rules(self.services.settings(exchange).get("routes"))
 
-    def able(self) -> bool:
-        """Can some provider be used at all?"""
-        return self.book.able(self.services.providers)
+    def standing(self, exchange: Exchange) -> Standing:
+        """Who can answer at all."""
+        return self.book.standing(self.services.providers, self.services.settings(exchange).get("providers"))
 
     def concerned(self, exchange: Exchange, *, counts: bool = False) -> bool:
         """May a rule concern this request, as far as its head tells? ``counts``: it only counts tokens."""
@@ -126,7 +126,7 @@ class Decider:
         else:
             pinned = self.pins.peek(head.place) is not None
         passed = self.pins.passed(head.place)
-        return may_concern(self.rules(exchange), head, pinned=pinned, passed=passed, able=self.able())
+        return may_concern(self.rules(exchange), head, self.standing(exchange), pinned=pinned, passed=passed)
 
     def _is_strange(self, exchange: Exchange) -> bool:
         """Does this request merely pass, on its way to a server that we were not asked to look into?"""

@@ -13,10 +13,11 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from dbproxy.api import Edge, RequestKind, json_members
-from dbproxy_subagent_routing.rules import Asker
+from dbproxy_subagent_routing.rules import CUSTOM, Asker
 
 if TYPE_CHECKING:
     from dbproxy.api import Agent, Fields, Link
+    from dbproxy_subagent_routing.book import Standing
     from dbproxy_subagent_routing.rules import RuleSet
 
 MAIN: Final = "main"
@@ -78,24 +79,25 @@ def _text(fields: Fields, name: bytes) -> str:
     return (fields.get(name) or b"").decode("latin-1")
 
 
-def may_concern(rules: RuleSet, head: Head, *, pinned: bool, passed: bool, able: bool) -> bool:
+def may_concern(rules: RuleSet, head: Head, standing: Standing, *, pinned: bool, passed: bool) -> bool:
     """Could a rule fit, as far as the head tells? Asked of every request, so nothing is looked up here.
 
     ``pinned`` says that the thread goes elsewhere or has been there, ``passed`` that an agent was looked at before and
-    stays, ``able`` that some provider can be used at all: then an agent's own file, or the model that it asks for, may
-    lead there without any rule.
+    stays. Without any rule an agent may still be led elsewhere by its own file (if it has one), or by the model that it
+    asks for; the main line has no file, and is not looked into for a model's sake alone.
     """
     if pinned:
         return True
     if head.role is Role.AGENT:
-        return not passed and (bool(rules) or able)
+        by_file = standing.anybody and head.agent_type in ("", CUSTOM)
+        return not passed and (bool(rules) or standing.chosen or by_file)
     if head.role is Role.MAIN:
         return rules.main or rules.models
     if head.role is Role.COMPACTION:
         return rules.compaction or rules.models
     if head.role is Role.SIDE:
         return rules.side or rules.models
-    return bool(rules) or able
+    return bool(rules) or standing.chosen
 
 
 def is_agents_turn(link: Link) -> bool:

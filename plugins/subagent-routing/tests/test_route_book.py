@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from dbproxy_subagent_routing.book import RuleBook, refusals
+from dbproxy_subagent_routing.book import RuleBook, Standing, refusals
 
 
 class Clock:
@@ -16,7 +16,7 @@ class Clock:
 
 class Provider:
     def __init__(self, not_ready: str = "") -> None:
-        self.not_ready, self.asked = not_ready, 0
+        self.not_ready, self.asked, self.keyless = not_ready, 0, False
 
     def unready(self) -> str:
         self.asked += 1
@@ -48,23 +48,30 @@ def test_a_setting_is_read_once():
     assert len(b._known) == 64
 
 
-def test_whether_anybody_can_answer_is_asked_now_and_then():
+def test_who_can_answer_is_asked_now_and_then():
     made = book()
     provider = Provider("no key")
 
-    def able() -> bool:
-        return bool(made.book.able(lambda: {"p": provider}))
+    def standing(given: object = None) -> Standing:
+        found = made.book.standing(lambda: {"p": provider}, given)
+        assert isinstance(found, Standing)
+        return found
 
-    assert [able(), able()] == [False, False]
+    assert [standing(), standing()] == [Standing(), Standing()]
     assert provider.asked == 1
     provider.not_ready = ""
     made.clock.now = 1.9
-    assert not able()
+    assert standing() == Standing()
     made.clock.now = 2.1
-    assert able()
+    assert standing() == Standing(anybody=True, chosen=True)
+    provider.keyless = True  # it is there without anybody's having done anything for it
+    made.clock.now = 5.0
+    assert standing() == Standing(anybody=True)
+    made.clock.now = 8.0
+    assert standing({"ollama": {}}) == Standing(anybody=True, chosen=True)
     provider.not_ready = "raise"
-    made.clock.now = 9.0
-    assert not able()
+    made.clock.now = 11.0
+    assert standing() == Standing()
 
 
 def test_a_refusal_is_said_once_until_it_changes():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
+from dbproxy_subagent_routing.book import Standing
 from dbproxy_subagent_routing.recognition import (
     Asked,
     Head,
@@ -85,17 +87,21 @@ BY_NAME, BY_KIND, MAIN, SIDE, SUMMARY, MODEL, NONE = (
     ],
 )
 def test_a_request_that_no_rule_can_fit_is_left_alone(rules, roles):
-    heads = {role: Head(role, "s-1") for role in Role}
+    heads = {role: Head(role, "s-1", agent_type="Explore") for role in Role}
 
-    def concerned(**how: bool) -> set[Role]:
-        given = {"pinned": False, "passed": False, "able": False, **how}
-        return {role for role, one in heads.items() if may_concern(rules, one, **given)}
+    def concerned(*, anybody: bool = False, chosen: bool = False, type: str = "Explore", **how: bool) -> set[Role]:
+        given = {"pinned": False, "passed": False, **how}
+        standing = Standing(anybody, chosen)
+        asked = {role: replace(one, agent_type=type) for role, one in heads.items()}
+        return {role for role, one in asked.items() if may_concern(rules, one, standing, **given)}
 
     assert concerned() == roles
     assert concerned(pinned=True) == set(Role)
     assert concerned(passed=True) == roles - {Role.AGENT}
-    # Where somebody could answer, an agent's own file may say so; the main line has none.
-    assert concerned(able=True) == roles | {Role.AGENT, Role.UNKNOWN}
+    # Where somebody could answer, a custom agent's own file may say so; the main line and the client's own have none.
+    assert concerned(anybody=True) == roles
+    assert concerned(anybody=True, type="custom") == concerned(anybody=True, type="") == roles | {Role.AGENT}
+    assert concerned(anybody=True, chosen=True) == roles | {Role.AGENT, Role.UNKNOWN}
 
 
 def test_an_agents_turn():
