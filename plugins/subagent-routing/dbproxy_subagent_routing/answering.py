@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
 from dbproxy.api import DbproxyError
-from dbproxy.api.codecs import Unroutable, prompt_tokens, read_request
+from dbproxy.api.codecs import Unroutable, prompt_tokens, read_request, scale_of
 from dbproxy_subagent_routing.deciding import off_loop
 from dbproxy_subagent_routing.recognition import Head, read_asked
 from dbproxy_subagent_routing.replies import Alias, as_it_came, more_models, one_model, token_count
 from dbproxy_subagent_routing.rules import Asker, match
-from dbproxy_subagent_routing.targets import by_own_model, is_foreign_name, meant, measure, unusable
+from dbproxy_subagent_routing.targets import by_own_model, is_foreign_name, meant, unusable
 
 if TYPE_CHECKING:
     from dbproxy.api import Exchange, LocalResponse, Target
@@ -45,8 +45,7 @@ async def count_tokens(decider: Decider, exchange: Exchange) -> LocalResponse | 
     except Unroutable:
         return None
     context = providers[target.provider].capabilities(target.model).context
-    window, variables = services.context_window(asked.model), services.client_variables(exchange)
-    return token_count(tokens, measure(exchange.request.fields, window, variables, context))
+    return token_count(tokens, scale_of(services.client_window(exchange, asked.model), context))
 
 
 def _answering(decider: Decider, exchange: Exchange, asked: Asked) -> tuple[Target, ...]:

@@ -17,13 +17,11 @@ from dbproxy_subagent_routing.rules import Match, Rule, Step
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from dbproxy.api import AgentFile, Fields, Provider
+    from dbproxy.api import AgentFile, Provider
     from dbproxy.api.codecs import Capabilities, Request
 
 _COLON: Final = re.compile(r"\s*([\w.-]+)\s*[:,]")
 _CLAUDE: Final = re.compile(r"\s*anthropic\s*[:,/]", re.IGNORECASE)
-_CLIENTS: Final = (b"claude-cli/", b"claude-code/")
-_WINDOW_VARIABLES: Final = ("CLAUDE_CODE_AUTO_COMPACT_WINDOW", "CLAUDE_CODE_MAX_CONTEXT_TOKENS")
 #: The part of a window that is kept free for an answer at most: a fourth.
 ANSWER_SHARE: Final = 4
 #: Tokens of a summary, about.
@@ -148,18 +146,6 @@ def auto_mode(tool: str) -> str:
 def is_foreign_name(model: str, window: int) -> bool:
     """Is this no name of a model of Claude's? ``window`` is what is known of its context, 0 for nothing."""
     return not (model.lower().startswith("claude") and window)
-
-
-def measure(fields: Fields, window: int, variables: Mapping[str, str], context: int) -> float:
-    """How much larger the client's window is than the model's, so that what it is told makes it compact where the
-    model's context really ends. Only Claude Code reckons so; ``variables`` of its own make its window smaller."""
-    if not (fields.get(b"user-agent") or b"").startswith(_CLIENTS):
-        return 1.0
-    for name in _WINDOW_VARIABLES:
-        said = variables.get(name, "")
-        if said.isascii() and said.isdigit() and 0 < int(said) < (window or int(said) + 1):
-            window = int(said)
-    return window / context if window and context else 1.0
 
 
 def _said(ask: Callable[[], str]) -> str:

@@ -13,7 +13,6 @@ from dbproxy_subagent_routing.targets import (
     by_own_model,
     is_foreign_name,
     meant,
-    measure,
     objection,
     reasons,
     refusal,
@@ -22,7 +21,7 @@ from dbproxy_subagent_routing.targets import (
     unusable,
 )
 
-from dbproxy.api import AgentFile, Fields, ProviderCall, ProviderLimits, Target
+from dbproxy.api import AgentFile, ProviderCall, ProviderLimits, Target
 from dbproxy.api.codecs import Capabilities, Request, prompt_tokens, read_request
 
 
@@ -241,27 +240,3 @@ def test_the_reason_of_auto_mode_names_the_tool():
 )
 def test_what_is_no_name_of_claudes(model, window, foreign):
     assert is_foreign_name(model, window) is foreign
-
-
-# ---- the client's measure
-
-CLIENT = Fields.of([(b"User-Agent", b"claude-cli/2.1.329 (external, cli)")])
-
-
-@pytest.mark.parametrize(
-    ("fields", "window", "variables", "context", "scale"),
-    [
-        (CLIENT, 200_000, {}, 100_000, 2.0),
-        (CLIENT, 1_000_000, {}, 250_000, 4.0),
-        (CLIENT, 0, {}, 100_000, 1.0),
-        (CLIENT, 200_000, {}, 0, 1.0),
-        (CLIENT, 200_000, {"CLAUDE_CODE_AUTO_COMPACT_WINDOW": "150000"}, 100_000, 1.5),
-        (CLIENT, 200_000, {"CLAUDE_CODE_MAX_CONTEXT_TOKENS": "400000"}, 100_000, 2.0),
-        (CLIENT, 0, {"CLAUDE_CODE_MAX_CONTEXT_TOKENS": "300000"}, 100_000, 3.0),
-        (CLIENT, 200_000, {"CLAUDE_CODE_AUTO_COMPACT_WINDOW": "many"}, 100_000, 2.0),
-        (Fields.of([(b"User-Agent", b"curl/8")]), 200_000, {}, 100_000, 1.0),
-        (Fields.of([]), 200_000, {}, 100_000, 1.0),
-    ],
-)
-def test_what_is_told_in_the_clients_measure(fields, window, variables, context, scale):
-    assert measure(fields, window, variables, context) == scale

@@ -741,7 +741,7 @@ async def test_case_41_tokens_of_a_routed_agent_are_counted_here(world):
         tokens = answer.json["input_tokens"]
         assert answer.status == 200
         assert isinstance(tokens, int)
-        assert 2500 < tokens < 4000  # some 300, told to a client whose window is ten times as large
+        assert 2500 < tokens < 4500  # some 300, told to a client whose window is some ten times as large
         assert len(w.rig.origin.requests) == seen
         await w.send(body, fields, path=counting)
         assert len(w.rig.origin.requests) == seen + 1
