@@ -62,7 +62,7 @@ class Scope:
     def to_json(self) -> bytes:
         """The record as it is kept on disk."""
         values = {name: dict(value) if isinstance(value, Mapping) else value for name, value in _items(self)}
-        return json.dumps(values, indent=1, sort_keys=True).encode()
+        return json.dumps(values, indent=1).encode()  # not sorted: rules have an order
 
     @classmethod
     def from_json(cls, data: bytes) -> Scope:

@@ -15,8 +15,12 @@ from dbproxy.errors import ConfigError
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
     from dbproxy.config import Config
+
+#: Values that are longer do not push the origins of all others away.
+_WIDEST = 60
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -71,14 +75,14 @@ def _show(args: argparse.Namespace) -> int:
         plugins = {name: sorted(section) for name, section in config.plugins.items()}
         document: dict[str, object] = {"settings": shown, "plugins": plugins}
         if args.origin:
-            document["origins"] = {spec.key: str(config.origin(spec.name)) for spec in specs}
+            document["origins"] = {key: origin for key, _value, origin in _rows(config)}
         document["problems"] = list(config.problems)
         document["refused"] = [str(refusal) for refusal in config.refused]
         print_json(document)
         return code
-    rows = [(spec.key, spec.kind.text(config.value(spec)), str(config.origin(spec.name))) for spec in specs]
+    rows = list(_rows(config))
     key_width = max(len(row[0]) for row in rows)
-    value_width = max(len(row[1]) for row in rows)
+    value_width = min(max(len(row[1]) for row in rows), _WIDEST)
     for key, value, origin in rows:
         print(
             f"{key:<{key_width}}  {value:<{value_width}}  {origin}" if args.origin else f"{key:<{key_width}}  {value}"
@@ -86,6 +90,18 @@ def _show(args: argparse.Namespace) -> int:
     for name in config.plugins:
         print(f"[plugins.{name}]  {', '.join(config.plugins[name])}")
     return code
+
+
+def _rows(config: Config) -> Iterator[tuple[str, str, str]]:
+    """Name, value and origin of every setting; of a table of each of its entries."""
+    from dbproxy.config.tables import toml, toml_key
+
+    for spec in config.table.specs:
+        entries = config.entries(spec.name)
+        value = f"{len(entries)} of them" if entries else spec.kind.text(config.value(spec))
+        yield spec.key, value, str(config.origin(spec.name))
+        for name, entry, origin in entries:
+            yield f"{spec.key}.{toml_key(name)}", toml(entry), str(origin)
 
 
 def _json_value(config: Config, name: str) -> object:
@@ -133,7 +149,7 @@ def _import(args: argparse.Namespace) -> int:
 
 
 def _trust(args: argparse.Namespace) -> int:
-    from dbproxy.config import core_table, forget_project, load, trust_project
+    from dbproxy.config import forget_project, load, trust_project
 
     directory = Path(args.directory)
     if args.forget:
@@ -144,9 +160,9 @@ def _trust(args: argparse.Namespace) -> int:
     project = trust_project(directory, os.environ)
     config = load({}, os.environ, project.file.parent, strict=False)
     print(f"{project.file} is trusted until it changes. It sets:")
-    for spec in core_table().specs:
-        if config.origin(spec.name).source == "project":
-            print(f"  {spec.key} = {spec.kind.text(config.value(spec))}")
+    for key, value, origin in _rows(config):
+        if origin.startswith("project"):
+            print(f"  {key} = {value}")
     for name in config.plugins:
         print(f"  [plugins.{name}]")
     return _complain(config)

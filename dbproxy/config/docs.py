@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dbproxy.config.settings import core_table
+from dbproxy.config.tables import Section
 
 if TYPE_CHECKING:
     from dbproxy.config.settings import Spec, Table
@@ -26,6 +27,10 @@ one.
   marked *yes*; the rest has no effect until you say `dbproxy config trust DIR`, and again when the file changes.
 - **Lists** are TOML arrays, or text with commas. **Paths** may begin with `~`; relative ones start at their file's
   folder, or at the working directory.
+- **Tables** (`routes`, `providers`): every source adds its entries. Those of the stronger source stand first; one of
+  the same name takes the place of the weaker one's, as a whole. While the proxy runs it follows them in `config.toml`,
+  and `routes` in the project files of running launches, within a second; what a command line or an environment said
+  stays. A project file that you do not trust may set `to` and `fallback` of a rule, and nothing else.
 - **Plugins** have a section each, `[plugins.NAME]`.
 
 | setting | default | scope | project | meaning |
@@ -46,6 +51,6 @@ def _row(spec: Spec) -> str:
 
 
 def _default(spec: Spec) -> str:
-    if spec.default is None or spec.default == ():
+    if spec.default is None or (isinstance(spec.default, tuple | Section) and not spec.default):
         return "unset"
     return f"`{spec.kind.text(spec.default)}`"

@@ -126,6 +126,14 @@ class Config:
                 found = layer.value if found is None else layer.value.over(found)
         return found
 
+    def entries(self, name: str) -> list[tuple[str, object, Origin]]:
+        """The entries of a setting to which several add, each with the source that it is from."""
+        found: list[tuple[str, object, Origin]] = []
+        for layer in self.layers.get(name, ()):
+            known = {entry.lower() for entry, _value, _origin in found}
+            found += [(entry, value, layer.origin) for entry, value in layer.value.pairs if entry.lower() not in known]
+        return found
+
     def launch_values(self) -> dict[str, object]:
         """What a launch scope keeps: the per-launch settings as JSON values.
 
