@@ -119,7 +119,7 @@ class ChatDialect(Dialect):
     name = "chat"
     model = "gpt-4o"
     family = "openai"
-    capabilities = Capabilities(documents=True, reasoning="reasoning_content", family="openai")
+    capabilities = Capabilities(output=16_384, documents=True, reasoning="reasoning_content", family="openai")
     can = WORDS
 
     def speak(self) -> Speech:

@@ -74,13 +74,9 @@ def _limits(model: str, body: dict[str, Any]) -> None:
         if not openai_models.reasons(model):  # [iss]
             raise Objection("Unrecognized request argument supplied: reasoning_effort", param="reasoning_effort")
         openai_models.effort(model, body["reasoning_effort"], "reasoning_effort")
-        together = body.get("tools") and body["reasoning_effort"] != "none"
-        if together and openai_models.RESPONSES_FOR_TOOLS.match(model):
-            raise Objection(
-                f"Function tools with reasoning_effort are not supported for {model} in /v1/chat/completions. "
-                "Please use /v1/responses instead.",
-                param="reasoning_effort",
-            )
+    if body.get("tools"):
+        openai_models.tools_or_effort(model, body.get("reasoning_effort"))
+    openai_models.parallel(model, body)
     for key, least, most in (("temperature", 0, 2), ("top_p", 0, 1)):
         if key in body and not least <= typed(body[key], (int, float), key) <= most:
             raise Objection(f"Invalid '{key}': must be between {least} and {most}.", param=key, code="invalid_value")

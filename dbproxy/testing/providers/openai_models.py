@@ -28,7 +28,10 @@ _EFFORTS: Final = (
 _LONGEST: Final = ((re.compile(r"gpt-4o"), 16_384), (re.compile(r"gpt-4\.1"), 32_768), (re.compile(r"o[134]"), 100_000))
 _MOST: Final = 128_000
 #: These refuse tools together with an effort on Chat Completions (pipecat#4043, openai-openapi#541) [iss].
-RESPONSES_FOR_TOOLS: Final = re.compile(r"gpt-5\.[46]")
+_TOOLS_OR_EFFORT: Final = re.compile(r"gpt-(?:5\.[2-9]|[6-9])(?!.*chat)")
+#: With these even an effort that is not named counts, since they reason unless told not to (litellm PR#34569) [iss].
+_ALWAYS: Final = re.compile(r"gpt-(?:5\.[6-9]|[6-9])(?!.*chat)")
+_ONE_BY_ONE: Final = re.compile(r"o[134](?:-|\Z)")
 
 
 def reasons(model: str) -> bool:
@@ -68,6 +71,27 @@ def sampling(model: str, body: dict[str, Any], refused: Iterable[str]) -> None:
                 param=key,
                 code="unsupported_parameter",
             )
+
+
+def tools_or_effort(model: str, word: str | None) -> None:
+    """Object to tools on Chat Completions beside this effort (None: not named)."""
+    counts = _TOOLS_OR_EFFORT.match(model) and (word is not None or _ALWAYS.match(model))
+    if counts and word != "none":
+        raise Objection(
+            f"Function tools with reasoning_effort are not supported for {model} in /v1/chat/completions. Please use "
+            "/v1/responses instead.",
+            param="reasoning_effort",
+        )
+
+
+def parallel(model: str, body: dict[str, Any]) -> None:
+    """Object to the switch for parallel calls where the model has none [iss]."""
+    if "parallel_tool_calls" in body and _ONE_BY_ONE.match(model):
+        raise Objection(
+            "Unsupported parameter: 'parallel_tool_calls' is not supported with this model.",
+            param="parallel_tool_calls",
+            code="unsupported_parameter",
+        )
 
 
 def longest(model: str, tokens: Any, where: str) -> None:

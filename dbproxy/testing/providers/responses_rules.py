@@ -67,6 +67,7 @@ def check(body: dict[str, Any]) -> None:
 
 def _limits(model: str, body: dict[str, Any]) -> None:
     openai_models.sampling(model, body, ("top_logprobs",))
+    openai_models.parallel(model, body)
     if "max_output_tokens" in body:
         limit = typed(body["max_output_tokens"], int, "max_output_tokens")
         if limit < 16:  # [iss]
