@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from dbproxy.model.codecs.gemini import GEMINI
 from dbproxy.model.codecs.naming import ToolNames
 from dbproxy.model.codecs.vault import Kept, Vault
+from dbproxy.model.codecs.writer import MessageWriter
 
 USAGE = {"promptTokenCount": 1000, "cachedContentTokenCount": 900, "candidatesTokenCount": 20, "thoughtsTokenCount": 5}
 
@@ -108,6 +109,13 @@ def test_a_call_keeps_the_id_that_gemini_gave_and_the_clients_name():
     assert call["name"] == long
     body = to_gemini(ask(user("x"), assistant({**call}), user(tool_result(call["id"]))), translation)
     assert body["contents"][1]["parts"][0]["functionCall"]["id"] == "a/1"
+
+
+def test_a_call_is_over_at_once():
+    writer = MessageWriter(for_gemini())
+    reader = GEMINI.stream(writer.translation, writer)
+    reader.feed(b"", chunk(function_call(path="x")))
+    assert b"event: content_block_stop" in writer.take()
 
 
 @pytest.mark.parametrize("name", ["default_api.Read", "default_api:Read", "Read"])
@@ -274,8 +282,8 @@ def test_case_67_gemini_an_error_inside_the_stream(form):
     error = {"error": {"code": 503, "message": "The model is overloaded.", "status": "UNAVAILABLE"}}
     data = json.dumps([error] if form == "list" else error).encode()
     heard = from_gemini(chunk(say("so f")), data)
-    assert heard.error["type"] == "overloaded_error"
-    assert "overloaded" in heard.error["message"]
+    assert heard.error == {"type": "overloaded_error", "message": "gemini: The model is overloaded."}
+    assert from_gemini(data, translation=for_gemini(family="")).writer.failure.message.startswith("gemini: ")
     before = from_gemini(data)
     assert (before.raw, before.writer.failure.status) == (b"", 529)
 
@@ -290,7 +298,7 @@ def test_a_context_that_overflows_is_told_in_the_words_on_which_the_client_compa
 
 def test_a_chunk_that_is_no_json_is_an_error_and_nothing_behind_the_end_is():
     assert from_gemini(chunk(say("x")), b'{"candidates": [').error
-    assert from_gemini(chunk(say("x"), finish="STOP"), b"[DONE]", b"garbage").text == "x"
+    assert from_gemini(b"", chunk(say("x"), finish="STOP"), b"[DONE]", b"garbage").text == "x"
 
 
 # ---- usage
@@ -346,6 +354,7 @@ def test_a_document_that_is_no_answer_fails(body):
     heard = whole(GEMINI, body, for_gemini())
     assert heard.raw == b""
     assert heard.writer.failure.transient
+    assert ("no JSON object" in heard.writer.failure.message) == (body[:1] not in b"{[" or not body)
 
 
 # ---- what it found on the web
@@ -376,6 +385,22 @@ def test_case_76_gemini_a_search_is_shown_as_the_messages_apis_own():
         ("https://example.com/b", "https://example.com/b"),
     ]
     assert heard.message["stop_reason"] == "end_turn"
+
+
+@pytest.mark.parametrize(
+    ("grounding", "query", "hits"),
+    [
+        ({"webSearchQueries": ["a", 3, "b"]}, {"query": "a; b"}, 0),
+        ({"groundingChunks": [{"web": {"uri": "https://example.com"}}, {"maps": {}}]}, {"query": ""}, 1),
+    ],
+)
+def test_a_search_may_tell_only_what_was_asked_or_only_what_was_found(grounding, query, hits):
+    told = json.loads(chunk(say("x"), finish="STOP"))
+    told["candidates"][0]["groundingMetadata"] = grounding
+    heard = whole(GEMINI, told, for_gemini())
+    assert heard.content[1]["input"] == query
+    assert len(heard.content[2]["content"]) == hits
+    assert from_gemini(chunk(say("x"), finish="STOP")).kinds == ["text"]
 
 
 def test_parts_that_have_no_twin_are_noted():
