@@ -1,0 +1,34 @@
+"""Our own codecs pass the kit that those of others must pass, against servers written apart from them."""
+
+from __future__ import annotations
+
+import pytest
+
+from dbproxy.model.codecs.chat import CHAT
+from dbproxy.model.codecs.gemini import GEMINI
+from dbproxy.model.codecs.native import NATIVE
+from dbproxy.model.codecs.responses import RESPONSES
+from dbproxy.testing.codecs import cases, left_out
+from dbproxy.testing.providers import ChatDialect, GeminiDialect, MessagesDialect, ResponsesDialect
+
+OURS = [(CHAT, ChatDialect()), (RESPONSES, ResponsesDialect()), (GEMINI, GeminiDialect()), (NATIVE, MessagesDialect())]
+CASES = [(dialect.name, case) for codec, dialect in OURS for case in cases(codec, dialect)]
+
+
+@pytest.mark.parametrize("case", [case for _, case in CASES], ids=[f"{name}-{case}" for name, case in CASES])
+def test_ours_pass(case):
+    case.run()
+
+
+def test_what_does_not_apply_to_ours_is_known():
+    told = {dialect.name: set(left_out(dialect).values()) for _, dialect in OURS}
+    assert told == {
+        "chat": set(),
+        "responses": {"responses has no late names", "responses has no no ids"},
+        "gemini": {"gemini has no interleaved", "gemini has no late names", "gemini has no pieces"},
+        "messages": {
+            "messages has no late names",
+            "messages has no no ids",
+            "servers of the Messages API know the marks (API facts 5.5)",
+        },
+    }
