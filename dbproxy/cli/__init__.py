@@ -46,6 +46,7 @@ COMMANDS: dict[str, Command] = {
     "conversations": Command("conversations", "show the captured conversations as trees; let the proxy forget them"),
     "log": Command("log", "what was captured: list, show, search, export, verify, prune"),
     "explain": Command("explain", "say why a request was taken for what it is, and what it cost"),
+    "routes": Command("routes", "the rules by which other models answer, and what they would make of a request"),
     "usage": Command("usage", "what was used: the account's windows, tokens and cost"),
     "demo": Command("demo", "no account, no network: watch the proxy work against a built-in fake model API"),
     "doctor": Command("doctor", "find and explain what would break"),
