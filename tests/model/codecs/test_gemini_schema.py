@@ -237,10 +237,25 @@ def test_a_property_may_be_named_like_a_keyword():
 
 def test_a_tool_without_parameters_has_no_schema():
     assert parameters({"type": "object", "properties": {}}) is None
+    assert parameters({"anyOf": [{"type": "string"}, {"type": "number"}]}) is None
     assert parameters(PATHS) == PATHS
-    assert parameters({"oneOf": [PATHS, {"type": "object", "properties": {"q": {"type": "string"}}}]}) == {
-        "type": "object"
+
+
+def test_a_tools_input_is_one_object_even_if_it_was_a_union():
+    number = {"type": "object", "properties": {"path": {"type": "integer"}, "n": {"type": "integer"}}}
+    found = parameters({"type": "object", "properties": {}, "oneOf": [PATHS, {**number, "required": ["path", "n"]}]})
+    assert found == {
+        "type": "object",
+        "properties": {"path": {"type": "string"}, "n": {"type": "integer"}},
+        "required": ["path"],
     }
+
+
+def test_case_22_gemini_a_part_that_contains_its_whole_ends():
+    part = {"allOf": [{"$ref": "#/$defs/A"}, {"properties": {"x": {"type": "string"}}}]}
+    found = of({"type": "object", "properties": {"p": {"$ref": "#/$defs/A"}, "q": PATHS}, "$defs": {"A": part}})
+    assert found["properties"]["p"]["properties"] == {"x": {"type": "string"}}
+    assert found["properties"]["q"] == PATHS
 
 
 def test_the_clients_schema_stays_as_it_is():

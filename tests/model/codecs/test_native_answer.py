@@ -197,6 +197,18 @@ def test_a_thought_without_words_keeps_its_signature():
     assert from_native(start(), begin(0, "thinking"), over(0), last(), STOP).content == []
 
 
+def test_a_thought_that_is_left_open_is_sealed_at_the_end():
+    events = [start(), begin(0, "thinking"), delta(0, "thinking_delta", thinking="hm"), last("max_tokens")]
+    assert from_native(*events).content == [{"type": "thinking", "thinking": "hm", "signature": "ollama#"}]
+
+
+def test_a_thought_of_nothing_is_none():
+    assert (
+        from_native(start(), begin(0, "thinking"), delta(0, "thinking_delta", thinking=""), over(0), last()).content
+        == []
+    )
+
+
 def test_redacted_thinking_is_claudes_alone():
     events = [start(), begin(0, "redacted_thinking", data="x"), over(0), begin(1), say(1, "y"), over(1), last(), STOP]
     assert from_native(*events, translation=for_claude()).kinds == ["redacted_thinking", "text"]

@@ -55,8 +55,17 @@ def parameters(schema: dict[str, Any]) -> dict[str, Any] | None:
     """A tool's input as ``parametersJsonSchema``; None for a tool that takes nothing, which goes without."""
     found = converted(schema)
     if found.get("type") != "object":
-        return {"type": "object"}
+        found = _widest([branch for branch in found.get("anyOf", ()) if branch.get("type") == "object"])
     return found if found.get("properties") or found.get("additionalProperties") else None
+
+
+def _widest(branches: list[dict[str, Any]]) -> dict[str, Any]:
+    """One object for all of these, since a tool's input may not be a union: every property, and what each requires."""
+    properties: dict[str, Any] = {}
+    for branch in branches:
+        properties = {**branch.get("properties", {}), **properties}
+    required = [name for name in properties if all(name in branch.get("required", ()) for branch in branches)]
+    return {"type": "object", "properties": properties, **({"required": required} if required else {})}
 
 
 class _Converter:
@@ -116,14 +125,15 @@ class _Converter:
     def _joined(self, given: dict[str, Any], above: frozenset[str]) -> dict[str, Any]:
         """The schema and all of ``allOf`` as one: what both say of an object is put together, else the first counts."""
         found = {name: value for name, value in given.items() if name != "allOf"}
-        waiting = list(reversed(shapes.sequence(given.get("allOf"))))
+        waiting = [(part, above) for part in reversed(shapes.sequence(given.get("allOf")))]
         while waiting and self._left > 0:
             self._left -= 1
-            resolved = self._resolved(shapes.mapping(waiting.pop()), above)
+            inner, led = waiting.pop()
+            resolved = self._resolved(shapes.mapping(inner), led)
             if resolved is None:
                 continue
-            part = resolved[0]
-            waiting.extend(reversed(shapes.sequence(part.get("allOf"))))
+            part, led = resolved
+            waiting.extend((deeper, led) for deeper in reversed(shapes.sequence(part.get("allOf"))))
             found = _merged(found, {name: value for name, value in part.items() if name != "allOf"})
         return found
 
