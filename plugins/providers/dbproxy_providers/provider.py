@@ -74,6 +74,12 @@ class Configured:
                 return f"the header {name}: {problem}"
         return ""
 
+    @property
+    def keyless(self) -> bool:
+        """Does no key of ours go with its requests? Then it may serve whoever talks to the proxy."""
+        table = self.table
+        return table.as_client or not (table.brings_credential or table.key.read(self._env()).key)
+
     def warnings(self) -> list[str]:
         """What is unwise about it, for the log."""
         if self.table.as_client or self.unready():

@@ -536,3 +536,19 @@ def test_what_cannot_be_served_faithfully_is_declined(proxy, name, model, change
     reason = here(name).decline(request(**changes), model)
     assert said in reason
     assert bool(reason) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("name", "tables", "env", "keyless"),
+    [
+        ("ollama", None, {}, True),
+        ("anthropic", None, {}, True),
+        ("openai", None, {"OPENAI_API_KEY": "dummy-key"}, False),
+        ("anthropic", {"anthropic": {"key_env": "CLAUDE_KEY"}}, {"CLAUDE_KEY": "dummy-key"}, False),
+        ("mine", {"mine": {"base_url": "http://localhost:1/v1"}}, {}, True),
+        ("mine", {"mine": {"base_url": "http://localhost:1/v1", "key_env": "MINE"}}, {"MINE": "dummy-key"}, False),
+        ("mine", {"mine": {"base_url": "http://localhost:1", "headers": {"authorization": "${MINE}"}}}, {}, False),
+    ],
+)
+def test_whether_a_key_of_ours_goes_along(proxy, name, tables, env, keyless):
+    assert proxy(tables, **env)(name).keyless is keyless
