@@ -76,27 +76,27 @@ def test_env_lines():
         "conversation_ttl_seconds": 60,
         "pool_size": 5,
         "listen": ["127.0.0.1:47200"],
+        "providers": {"openai": {"key_file": "keys/openai"}},
     }
-    assert sorted(names(found)) == sorted(
-        ["line 14", "SYNIX_PORT", "SYNIX_REDIRECTOR_HOST", "SYNIX_DB_PATH", "OPENAI_API_KEY"]
-    )
-    assert "sk-very-secret" not in " ".join(found.skipped)
+    assert sorted(names(found)) == sorted(["line 14", "SYNIX_PORT", "SYNIX_REDIRECTOR_HOST", "SYNIX_DB_PATH"])
+    assert found.keys == {"openai": "sk-very-secret"}
+    assert "sk-very-secret" not in " ".join(found.skipped + found.noted) + repr(found)
 
 
 def test_yaml_mappings():
     found = convert(OLD_YAML, Path("/old"))
-    assert found.settings == {"listen": ["127.0.0.1:3001"], "upstream_url": "https://gateway.example"}
+    assert found.settings == {
+        "listen": ["127.0.0.1:3001"],
+        "upstream_url": "https://gateway.example",
+        "routes": {"reviewer": "gpt-4o"},
+        "providers": {"openai": {"key_env": "OPENAI_API_KEY"}},
+    }
     assert sorted(names(found)) == sorted(
-        [
-            "server.timeouts.read",
-            "providers.anthropic.max_retries",
-            "providers.openai.api_key",
-            "storage",
-            "subagents.enable",
-            "subagents.mappings.reviewer",
-            "line 19",
-        ]
+        ["server.timeouts.read", "providers.anthropic.max_retries", "storage.db_path", "line 19"]
     )
+    assert found.noted == [
+        "providers.openai.api_key: is read from the variable OPENAI_API_KEY of the proxy's environment"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,8 @@ def _import(args: argparse.Namespace) -> int:
     result = import_file(Path(args.file), os.environ, write=not args.dry_run)
     for line in result.skipped:
         say(f"left out: {line}")
+    for line in result.noted:
+        say(line)
     if not result.text:
         say(f"nothing to take over from {args.file}")
         return 1
