@@ -1,22 +1,18 @@
 """What whoever writes a provider may import to translate: the request as values, the answer's writer, what all share.
 
-Re-exports only. A provider for a server that speaks a known dialect takes the codec of that dialect; one for another
-dialect writes a `Codec` of its own over the same pieces, and checks it with ``dbproxy.testing.codecs``. Invariant:
-``__all__`` is the whole surface, pinned by a test.
+Re-exports only. A provider for a server that speaks a known dialect takes the codec of ``dbproxy.api.dialects``; one
+for another dialect writes a `Codec` of its own over the same pieces, and checks it with ``dbproxy.testing.codecs``.
+Invariant: ``__all__`` is the whole surface, pinned by a test.
 """
 
 from __future__ import annotations
 
 from dbproxy.model.codecs import Codec, StreamReader
 from dbproxy.model.codecs.capabilities import Capabilities, capabilities
-from dbproxy.model.codecs.chat import CHAT
 from dbproxy.model.codecs.estimate import prompt_tokens, scale_of
 from dbproxy.model.codecs.failure import Failure, failure_of, overflow
 from dbproxy.model.codecs.gate import Gate, Ungrammatical
-from dbproxy.model.codecs.gemini import GEMINI
 from dbproxy.model.codecs.naming import ToolNames, client_id, upstream_id
-from dbproxy.model.codecs.native import NATIVE
-from dbproxy.model.codecs.native.request import claude_body
 from dbproxy.model.codecs.request import (
     Call,
     Choice,
@@ -32,18 +28,12 @@ from dbproxy.model.codecs.request import (
     Unroutable,
     read_request,
 )
-from dbproxy.model.codecs.responses import RESPONSES
 from dbproxy.model.codecs.targets import bare_model, parse_target
-from dbproxy.model.codecs.thinking import without_foreign_thinking
 from dbproxy.model.codecs.translation import Translation
 from dbproxy.model.codecs.vault import Kept, Vault, join_signature, split_signature
 from dbproxy.model.codecs.writer import MessageWriter, Tokens
 
 __all__ = [
-    "CHAT",
-    "GEMINI",
-    "NATIVE",
-    "RESPONSES",
     "Call",
     "Capabilities",
     "Choice",
@@ -70,7 +60,6 @@ __all__ = [
     "Vault",
     "bare_model",
     "capabilities",
-    "claude_body",
     "client_id",
     "failure_of",
     "join_signature",
@@ -81,5 +70,4 @@ __all__ = [
     "scale_of",
     "split_signature",
     "upstream_id",
-    "without_foreign_thinking",
 ]

@@ -6,17 +6,23 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
 
 from dbproxy import api
-from dbproxy.api import codecs
+from dbproxy.api import codecs, dialects
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 SURFACE = """
 API_VERSION Accumulator Agent AgentFile App CallAnswer ConfigError ConnectionFacts DbproxyError Declined Edge Emit
 Evidence Exchange ExchangeClosed ExchangeLinked ExchangeOpened Fields HeldBody Link LinkHashes LocalResponse Outcome
 PeerError PluginError Point ProtocolViolation Provider ProviderCall ProviderLimits RateLimit Record Redactor Refused
-RequestBody RequestDraft RequestHead RequestKind ResponseHead Route RouteDecision RouteFacts Sample SendBytes Service Services
-SseEvent SseSplitter Storage StreamFilter StreamPiece StreamTap Target Timings TunnelDecision UpstreamError Usage Via
-decode_body encode_event hookimpl json_array json_members rate_limits
+RequestBody RequestDraft RequestHead RequestKind ResponseHead Route RouteDecision RouteFacts Sample SendBytes Service
+Services SseEvent SseSplitter Storage StreamFilter StreamPiece StreamTap Target Timings TunnelDecision UpstreamError
+Usage Via decode_body encode_event hookimpl json_array json_members rate_limits
 """
 
 
@@ -27,10 +33,18 @@ def test_surface_is_pinned() -> None:
     assert api.API_VERSION == (1, 2)
 
 
-def test_the_surface_for_codecs_is_what_it_says() -> None:
-    public = {name for name in vars(codecs) if not name.startswith("_") and name != "annotations"}
-    assert public == set(codecs.__all__)
-    assert all(inspect.getdoc(getattr(codecs, name)) for name in codecs.__all__)
+@pytest.mark.parametrize("module", [codecs, dialects])
+def test_the_surface_for_codecs_is_what_it_says(module: ModuleType) -> None:
+    public = {name for name in vars(module) if not name.startswith("_") and name != "annotations"}
+    assert public == set(module.__all__)
+    assert all(inspect.getdoc(getattr(module, name)) for name in module.__all__)
+
+
+def test_a_start_does_not_load_the_dialects() -> None:
+    plugins = "dbproxy_double_buffer, dbproxy_providers, dbproxy_subagent_routing, dbproxy_token_meter"
+    code = f"import sys, dbproxy.app.run, {plugins}; print({{'dbproxy.model.codecs.chat'}} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert result.stdout.strip() == "set()"
 
 
 def test_everything_is_documented() -> None:
@@ -55,7 +69,11 @@ def test_first_party_plugins_use_nothing_else() -> None:
         for line in file.read_text().splitlines():
             if line.strip().startswith(("import dbproxy", "from dbproxy")):
                 own = file.relative_to(root / "plugins").parts[1]
-                public = ("from dbproxy.api import", "from dbproxy.api.codecs import")
+                public = (
+                    "from dbproxy.api import",
+                    "from dbproxy.api.codecs import",
+                    "from dbproxy.api.dialects import",
+                )
                 assert line.strip().startswith((*public, f"from {own}", f"import {own}")), (
                     file,
                     line,

@@ -8,6 +8,7 @@ which gives a stream of twenty words; "added" is against the server itself in th
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 import socket
 import subprocess
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _PATIENCE = 180.0
-_KEY = "bench-client-key"
+_KEY = secrets.token_hex(24)  # ours for a client, litellm's for everybody
 _REQUESTS = {"direct": 100, "dbproxy": 100, "litellm": 20}
 
 
@@ -128,7 +129,13 @@ litellm_settings:
         "--num_workers",
         "1",
     ]
-    env = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "DISABLE_ADMIN_UI": "True", "PYTHONPATH": ""}
+    env = {
+        "LITELLM_MASTER_KEY": _KEY,
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "LITELLM_LOG": "ERROR",
+        "DISABLE_ADMIN_UI": "True",
+        "PYTHONPATH": "",
+    }
     one = field.launch("litellm", command, port, env=env)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     for _ in range(120):
@@ -159,7 +166,7 @@ def _timed(port: int, raw: bytes, mark: bytes, count: int) -> float:
 
 
 def _raw(path: str, body: bytes) -> bytes:
-    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nx-api-key: bench\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nx-api-key: {_KEY}\r\n"
     head += f"anthropic-version: 2023-06-01\r\nx-dbproxy-key: {_KEY}\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
 

@@ -27,8 +27,9 @@ from elsewhere import Provider, Router, chunk, peer  # noqa: E402
 from rig import open_rig  # noqa: E402
 
 from dbproxy.api import Fields, ProviderCall, SseSplitter  # noqa: E402
-from dbproxy.api.codecs import CHAT, GEMINI, RESPONSES, Capabilities, MessageWriter, Translation  # noqa: E402
+from dbproxy.api.codecs import Capabilities, MessageWriter, Translation  # noqa: E402
 from dbproxy.api.codecs import read_request as read  # noqa: E402
+from dbproxy.api.dialects import CHAT, GEMINI, RESPONSES  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -169,11 +169,8 @@ class Peer:
         try:
             while True:
                 head, seen = await read_head(stream, seen)
-                size = next(
-                    int(line.partition(b":")[2])
-                    for line in head.split(b"\r\n")
-                    if line.lower().startswith(b"content-length:")
-                )
+                lines = (line.lower() for line in head.split(b"\r\n"))
+                size = next((int(line[15:]) for line in lines if line.startswith(b"content-length:")), 0)
                 body = await read_exactly(stream, size, seen)
                 seen = body[size:]
                 self.heads.append(head)

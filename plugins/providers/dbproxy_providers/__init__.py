@@ -10,18 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+import trio
+
 from dbproxy.api import hookimpl
 from dbproxy_providers.keys import Environment, environment
-from dbproxy_providers.provider import Configured
+from dbproxy_providers.provider import Configured, codec_of
 from dbproxy_providers.servers import SERVERS
 from dbproxy_providers.tables import read_table
+from dbproxy_providers.urls import CHAT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from dbproxy.api import App, Provider
+    from dbproxy.api import App, Provider, Service
 
 SETTING = "providers"
+#: Seconds after the start at which the dialects are loaded: before anybody needs them, and in nobody's way.
+_QUIET = 2.0
 
 
 class Providers:
@@ -48,6 +53,15 @@ class Providers:
             for warning in provider.warnings():
                 app.emit("provider_unwise", level="warning", provider=name, reason=warning)
         return list(self._providers.values())
+
+    @hookimpl
+    def services(self, app: App) -> Iterable[Service]:
+        return [("dialects", self._load)]
+
+    async def _load(self) -> None:
+        """Load what the first routed request would have to wait for."""
+        await trio.sleep(_QUIET)
+        await trio.to_thread.run_sync(codec_of, CHAT)
 
     @hookimpl
     def health(self) -> Mapping[str, object]:

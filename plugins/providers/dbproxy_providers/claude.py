@@ -12,7 +12,8 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 from dbproxy.api import json_array, json_members
-from dbproxy.api.codecs import Unroutable, bare_model, claude_body, without_foreign_thinking
+from dbproxy.api.codecs import Unroutable, bare_model
+from dbproxy.api.dialects import claude_body, without_foreign_thinking
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -12,9 +12,8 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
 
 from dbproxy.api import Fields, ProviderCall
-from dbproxy.api.codecs import CHAT, GEMINI, NATIVE, RESPONSES, Capabilities, Unroutable, bare_model, capabilities
+from dbproxy.api.codecs import Capabilities, Unroutable, bare_model, capabilities
 from dbproxy_providers import servers, urls
-from dbproxy_providers.claude import for_another_account, for_another_claude
 from dbproxy_providers.declines import lacking, lacking_as_client, lacking_at_home
 from dbproxy_providers.keys import filled
 from dbproxy_providers.urls import Base, endpoint, read_base
@@ -26,12 +25,6 @@ if TYPE_CHECKING:
     from dbproxy_providers.keys import Environment
     from dbproxy_providers.tables import Table
 
-_CODECS: Final[dict[str, Codec]] = {
-    urls.CHAT: CHAT,
-    urls.RESPONSES: RESPONSES,
-    urls.GEMINI: GEMINI,
-    urls.MESSAGES: NATIVE,
-}
 _DIALECTS: Final = {
     servers.GEMINI: urls.GEMINI,
     servers.ANTHROPIC: urls.MESSAGES,
@@ -40,6 +33,13 @@ _DIALECTS: Final = {
 _OPENAI_HOST: Final = read_base(servers.SERVERS["openai"].base).host
 #: The version of the Messages API whose requests the codec writes.
 _MESSAGES_VERSION: Final = b"2023-06-01"
+
+
+def codec_of(api: str) -> Codec:
+    """The dialect of this name; all of them are loaded with the first."""
+    from dbproxy.api.dialects import CHAT, GEMINI, NATIVE, RESPONSES
+
+    return {urls.CHAT: CHAT, urls.RESPONSES: RESPONSES, urls.GEMINI: GEMINI, urls.MESSAGES: NATIVE}[api]
 
 
 class Configured:
@@ -159,10 +159,12 @@ class Configured:
         if problem:
             raise Unroutable(problem)
         translation.model = bare_model(translation.model)
+        from dbproxy_providers.claude import for_another_account, for_another_claude  # with all the dialects
+
         if self.table.as_client:
             return ProviderCall(for_another_claude(request, translation), as_client=True)
         api = self.dialect(request, translation.capabilities)
-        codec = _CODECS[api]
+        codec = codec_of(api)
         body, betas = codec.write(request, translation), b""
         if self.table.kind == servers.ANTHROPIC:
             body, betas = for_another_account(body, request)

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dbproxy.api import App, ProviderCall
-from dbproxy.api.codecs import NATIVE, Translation, Unroutable, join_signature, read_request
+from dbproxy.api.codecs import Translation, Unroutable, join_signature, read_request
+from dbproxy.api.dialects import NATIVE
 
 SYSTEM = (
     b'[{"type":"text","text":"x-anthropic-billing-header: cc_version=2.1.329.7b2; cch=abcde;"}, {"type": "text",'

@@ -10,7 +10,8 @@ from dbproxy_providers import Providers
 from dbproxy_providers.servers import SERVERS
 
 from dbproxy.api import App, ProviderCall
-from dbproxy.api.codecs import CHAT, GEMINI, NATIVE, RESPONSES, Translation, Unroutable, parse_target, read_request
+from dbproxy.api.codecs import Translation, Unroutable, parse_target, read_request
+from dbproxy.api.dialects import CHAT, GEMINI, NATIVE, RESPONSES
 
 if TYPE_CHECKING:
     from pathlib import Path
