@@ -166,6 +166,8 @@ class Heard:
 
     @property
     def content(self) -> list[dict[str, Any]]:
+        """The blocks of an answer that did not fail."""
+        assert self.failure is None, self.failure
         return self.message["content"]
 
     @property

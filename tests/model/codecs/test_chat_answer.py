@@ -70,6 +70,10 @@ def test_case_84_the_answer_names_the_model_that_the_client_asked_for():
     assert answer.message["id"] == "routed_chatcmpl-1"
 
 
+def test_an_id_without_end_is_cut():
+    assert len(heard(chunk({"content": "Hi"}, "stop", id="x" * 10_000)).message["id"]) < 200
+
+
 def test_an_answer_without_an_id_gets_one():
     assert heard(chunk({"content": "Hi"}, id=None), STOP).message["id"] == "m1"
 
@@ -266,7 +270,7 @@ def test_an_error_before_anything_is_a_failure_that_another_can_make_good(event,
 
 def test_an_event_named_error_is_one_whatever_it_holds():
     for data in (b"upstream went away", b"{}", b'{"choices":[]}'):
-        assert heard(data, name=b"error").failure is not None
+        assert heard(data, name=b"error").failure.status == 500
 
 
 def test_a_context_that_overflows_in_mid_stream_is_told_in_the_client_s_measure():
@@ -281,7 +285,20 @@ def test_a_chunk_that_was_cut_is_an_error_since_text_is_missing():
     assert heard(CONTENT, STOP[:-4], STOP).failure is not None
 
 
-@pytest.mark.parametrize("noise", [b"", b": OPENROUTER PROCESSING", b"ping", b"null", b"[]", b'"x"', b"12", b"{}"])
+@pytest.mark.parametrize(
+    "noise",
+    [
+        b"",
+        b": OPENROUTER PROCESSING",
+        b"ping",
+        b"null",
+        b"[]",
+        b'"x"',
+        b"12",
+        b"{}",
+        b'{"choices":[],"message":"queued"}',
+    ],
+)
 def test_noise_between_chunks_is_passed_over(noise):
     assert heard(noise, CONTENT, noise, STOP, noise).blocks == [("text", "Hello")]
 

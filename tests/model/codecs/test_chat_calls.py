@@ -121,6 +121,36 @@ def test_case_50_a_name_that_is_repeated_begins_no_other_call():
     assert answer.blocks == [X]
 
 
+def test_case_50_a_name_that_is_repeated_without_arguments_begins_no_other_call():
+    pieces = [call(name="Read", arguments=piece) for piece in ('{"path":"x"}', "")]
+    assert len(heard(*map(calls, pieces), CALLED).blocks) == 1
+
+
+def test_case_50_an_id_of_its_own_for_each_piece_begins_no_other_call():
+    # Old versions of vLLM make one up for each.
+    pieces = [call(0, id="c1"), call(0, id="r2", name="Read"), call(0, id="r3", arguments='{"path":"x"}')]
+    assert heard(*map(calls, pieces), CALLED).blocks == [X]
+
+
+def test_a_single_call_needs_no_list():
+    assert heard(chunk({"tool_calls": _whole(0, "c1", "x")}), CALLED).blocks == [X]
+
+
+def test_a_null_inside_of_arguments_is_one():
+    pieces = [call(0, id="c1", name="Go", arguments='{"a":'), call(0, arguments="null"), call(0, arguments="}")]
+    assert heard(*map(calls, pieces), CALLED).content[0]["input"] == {"a": None}
+
+
+def test_a_character_of_the_arguments_that_is_cut_in_two_is_whole_again():
+    halves = [rb"{\"path\":\"\ud83d", rb"\ude00\"}"]
+    events = [
+        b'{"choices":[{"delta":{"tool_calls":[{"index":0,"id":"c1","function":{"name":"Read","arguments":"%b"}}]}}]}'
+        % half
+        for half in halves
+    ]
+    assert heard(*events, CALLED).content[0]["input"] == {"path": "\U0001f600"}
+
+
 def test_a_number_for_an_id_is_one():
     assert heard(calls(_whole(0, 17, "x")), CALLED).content[0]["id"] == "17"
 
@@ -239,7 +269,7 @@ def test_case_55_what_cannot_be_mended_is_an_error_and_never_a_call(arguments, r
         translation=a_translation(reliable_json=reliable),
     )
     assert answer.failure is not None
-    assert "input" not in answer.content[0] or answer.content[0]["input"] == {}
+    assert answer.events[-1]["type"] == "error"
 
 
 def test_case_56_stop_beside_calls_means_that_tools_are_called():
@@ -275,7 +305,7 @@ def test_only_the_first_call_passes_where_the_client_wants_one_at_a_time():
 
 def test_case_35_what_was_thought_before_calls_is_kept_for_each_of_them():
     translation = a_translation(echo=True)
-    heard(
+    answer = heard(
         chunk({"reasoning_content": "I shall "}),
         chunk({"reasoning_content": "read."}),
         calls(_whole(0, "c1", "x"), _whole(1, "c:2", "y")),
@@ -283,6 +313,7 @@ def test_case_35_what_was_thought_before_calls_is_kept_for_each_of_them():
         translation=translation,
     )
     assert translation.vault.get("c1", "openai") == Kept("openai", "", "I shall read.")
+    assert [block.get("signature") for block in answer.content] == ["openai#", None, None]
     assert len(translation.vault) == 2
     assert translation.vault.get("c1", "kimi") is None
 

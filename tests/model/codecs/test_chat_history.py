@@ -301,8 +301,9 @@ def test_case_35_the_thought_is_found_by_the_call_s_id_where_the_client_lost_it(
 
 def test_case_35_the_thought_of_another_family_is_not_echoed():
     for signature in ("", "EqQBCg", join_signature("kimi", "")):
-        message = _second_turn(_thought("secret plan", signature), tool_use("t1"), family="deepseek")
-        assert message["reasoning_content"] == " "
+        for family in ("deepseek", ""):
+            message = _second_turn(_thought("secret plan", signature), tool_use("t1"), family=family)
+            assert message["reasoning_content"] == " "
 
 
 def test_case_35_nothing_is_echoed_where_nobody_asks_or_nothing_was_called():

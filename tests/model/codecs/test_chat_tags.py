@@ -32,6 +32,7 @@ def _read(*pieces):
         ("\n <think>\na\n</think>\n\nb", [(False, "\n "), (True, "a\n"), (False, "b")]),
         ("<think>a</think>b\n<think>c</think>d", [(True, "a"), (False, "b\n"), (True, "c"), (False, "d")]),
         ("<think></think>b", [(False, "b")]),
+        ("<think>a</think><think>b</think>c", [(True, "ab"), (False, "c")]),
         ("<think>a <think> b</think>c", [(True, "a <think> b"), (False, "c")]),
         # A template that wrote the opening tag itself: the closing one is not shown.
         ("a\n</think>\n\nb", [(False, "a\nb")]),

@@ -223,6 +223,15 @@ def test_case_54_arguments_that_come_at_the_end_are_added_and_not_doubled():
     assert _content(writer) == [("tool_use", {"a": 1}), ("tool_use", {"a": 2}), ("tool_use", {"a": 3})]
 
 
+def test_arguments_that_come_at_the_end_and_are_others_do_not_go_on_with_the_first():
+    writer = _writer()
+    writer.call(0, id="t1", name="Read", arguments='{"a"')
+    writer.complete(0, '{"b":1}')
+    writer.stop("tool_use")
+    writer.finish()
+    assert writer.failure is not None
+
+
 def test_blanks_behind_a_call_are_nothing_and_more_is_an_error():
     writer = _writer()
     writer.call(0, id="t1", name="Read", arguments="{}")

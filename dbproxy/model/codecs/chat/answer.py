@@ -54,7 +54,6 @@ class ChatReader:
         "_book",
         "_halves",
         "_hits",
-        "_over",
         "_reason",
         "_refusal",
         "_split",
@@ -75,13 +74,12 @@ class ChatReader:
         self._reason = ""
         self._refusal: list[str] = []
         self._hits: dict[str, str] = {}  # titles of web pages by their URL
-        self._over = False
         self._split = False  # this server cuts characters in two
         self._halves: dict[object, str] = {}
 
     def feed(self, name: bytes, data: bytes, /) -> None:
         """One server-sent event."""
-        if self._over or self._writer.done:
+        if self._writer.done:
             return
         chunk = chunks.quick(data)
         if chunk is None:
@@ -99,7 +97,7 @@ class ChatReader:
 
     def end(self) -> None:
         """The stream has ended. What comes later is not read."""
-        if not self._over:
+        if not self._writer.done:
             self._finish()
 
     def document(self, body: bytes) -> None:
@@ -280,7 +278,6 @@ class ChatReader:
 
     def _finish(self) -> None:
         """The server said that this was all, or broke off: `MessageWriter.finish` knows by the reason to stop."""
-        self._over = True
         writer = self._writer
         if self._tags is not None:
             for thought, piece in self._tags.rest():
@@ -337,12 +334,10 @@ class ChatReader:
                 tokens=round(translation.estimate * translation.scale),
             )
         )
-        self._over = True
 
     def _broken(self, reason: str) -> None:
         said = f"the provider's answer makes no sense: {reason}"
         self._writer.fail(Failure(502, "api_error", said, transient=True))
-        self._over = True
 
     def _mend(self, choice: chunks.Choice) -> None:
         """A document's calls are whole: what is nearly JSON in them can be mended before anything is written."""
