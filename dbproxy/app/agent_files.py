@@ -1,7 +1,7 @@
 """The agent files of the user and of the projects that launches run in, read again when they change.
 
 Owns the finding and reading of ``agents/*.md`` below the user's and the project's ``.claude`` folders. Called on the
-thread that links, never on the event loop: it asks the file system, at most once a second for each folder. Invariants:
+thread that links, never on the event loop: it asks the file system, at most twice a second for each folder. Invariants:
 only regular files are opened; sizes, numbers and depth are bounded; an unreadable file is no file; never raises.
 """
 
@@ -21,17 +21,18 @@ from dbproxy.model.agents import AgentFile
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_FRESH_SECONDS: Final = 1.0
+_FRESH_SECONDS: Final = 0.5  # a file that was edited counts within a second (case 86)
 _MAX_BYTES: Final = 256 << 10  # of one file; the prompts seen are a few kilobytes
 _MAX_FILES: Final = 500  # in one folder
 _MAX_DEPTH: Final = 3  # of folders in it
 _MAX_PARENTS: Final = 32  # of a project's folder
 _MAX_PROJECTS: Final = 64
+_MAX_VALUE: Final = 256  # characters of a name, a model or a route
 _AGENTS: Final = Path(".claude", "agents")
 _NAME: Final = re.compile(r"^name:[ \t]*(.+?)[ \t]*$", re.MULTILINE)
 _MODEL: Final = re.compile(r"^model:[ \t]*(.+?)[ \t]*$", re.MULTILINE)
 #: A key that the client does not know, or a comment: both leave the agent as it is (tried with 2.1.112 and 2.1.329).
-_ROUTE: Final = re.compile(r"^(?:[ \t]*#[ \t]*)?route:[ \t]*(.+?)[ \t]*$", re.MULTILINE)
+_ROUTE: Final = re.compile(r"^(?:route|[ \t]*#[ \t]*(?:route|dbproxy)):[ \t]*(.+?)[ \t]*$", re.MULTILINE)
 _Stamp = tuple[int, int, int]
 
 
@@ -65,6 +66,8 @@ def _value(key: re.Pattern[str], head: str) -> str:
     if found is None:
         return ""
     value = found[1]
+    if len(value) > _MAX_VALUE or not value.isprintable():
+        return ""
     if value[0] in "'\"":
         return value[1:].partition(value[0])[0] if value.count(value[0]) > 1 else value.strip("'\"")
     return re.split(r"[ \t]#", value)[0].strip()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -61,13 +62,14 @@ def test_a_change_is_seen(tmp_path: Path) -> None:
     assert names(folders.known("")) == ["two"]
 
 
-def test_the_file_system_is_asked_once_a_second(tmp_path: Path) -> None:
+def test_the_file_system_is_asked_twice_a_second(tmp_path: Path) -> None:
     now = [100.0]
     folders = AgentFolders(tmp_path, clock=lambda: now[0])
     assert folders.known("") == ()
     write(tmp_path, "one", "Body.")
+    now[0] += 0.4
     assert folders.known("") == ()
-    now[0] += 1.1
+    now[0] += 0.2
     assert names(folders.known("")) == ["one"]
 
 
@@ -96,6 +98,9 @@ def test_front_matter(text: str, expected: tuple[str, str]) -> None:
         ("---\nmodel: inherit  # as the main one\n# route: openai:gpt-5\n---\n", ("inherit", "openai:gpt-5")),
         ("---\n#route: 'ollama:qwen3:8b'\n---\n", ("", "ollama:qwen3:8b")),
         ("---\nroute: openai:gpt-5\n---\n", ("", "openai:gpt-5")),
+        ("---\nname: x\n  # dbproxy: openai:gpt-5\n---\n", ("", "openai:gpt-5")),
+        ("---\ndbproxy: openai:gpt-5\n# a route: openai:gpt-5\n---\n", ("", "")),
+        ("---\nmodel: " + "m" * 300 + "\nroute: a\0b\n---\n", ("", "")),
         ("---\nmodel: 'odd\nroute:\n---\n", ("odd", "")),
         ("---\nname: x\n---\nmodel: no\nroute: no", ("", "")),
         ("model: no\nroute: no", ("", "")),
@@ -123,6 +128,61 @@ def test_odd_files_do_no_harm(tmp_path: Path) -> None:
     assert names(AgentFolders(tmp_path).known("relative/path")) == ["b"]
     assert AgentFolders(tmp_path / "missing").known("/also/\0missing") == ()
     assert AgentFolders(None).known(str(tmp_path / "nothing")) == ()
+
+
+def asked_by(talk: Talk, system: list[str], project: Path, agent: str) -> tuple[str, list[str]]:
+    """The name by which the linker knows an agent with these system blocks, and the evidence for it."""
+    link = talk.ask(
+        [user("please review")],
+        headers={"x-claude-code-agent-id": agent, "x-claude-code-agent-type": "custom"},
+        system=[{"type": "text", "text": text} for text in system],
+        project=str(project),
+    )
+    assert link.agent is not None
+    return link.agent.name, [one.source for one in link.evidence if one.question == "name"]
+
+
+ENVIRONMENT = "\n\nHere is useful information about the environment you are running in:\n<env>\nPlatform: linux\n</env>"
+BODY = "You review.\n\n---\n\nBe kind.\n\n| a | b |\n|---|---|\n\n---\nThe end."
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("sent", ["\n", "\r\n"])
+@pytest.mark.parametrize(
+    "tail", ["", ENVIRONMENT, "\n\nNotes:\n- Agent threads reset their folder.", "\nNotes: x" + ENVIRONMENT]
+)
+def test_case_85_an_agent_is_known_whatever_its_file_holds(tmp_path: Path, end: str, sent: str, tail: str) -> None:
+    """Seed 001 lost it by line ends, by a rule in its text, without Notes: and with anything behind it."""
+    folder = tmp_path / ".claude" / "agents"
+    folder.mkdir(parents=True)
+    text = f"---\nname: reviewer\ndescription: reviews\nroute: openai:gpt-4o\n---\n\n{BODY}\n"
+    (folder / "any.md").write_bytes(text.replace("\n", end).encode())
+    (folder / "bare.md").write_bytes(f"Bare.{end}{end}---{end}No front matter.".encode())
+    talk = Talk(Linker(agents=AgentFolders(None)))
+    (file, _) = AgentFolders(None).known(str(tmp_path))
+    assert (file.name, file.body, file.route) == ("reviewer", BODY, "openai:gpt-4o")
+    told = [block.replace("\n", sent) for block in ("x-anthropic-billing-header: v=1", "Identity.", BODY + tail)]
+    assert asked_by(talk, told, tmp_path, "a1") == ("reviewer", ["agent file"])
+    told[-1] = ("Bare.\n\n---\nNo front matter." + tail).replace("\n", sent)
+    assert asked_by(talk, told, tmp_path, "a2") == ("bare", ["agent file"])
+
+
+def test_case_86_a_file_that_is_edited_counts_within_a_second(tmp_path: Path) -> None:
+    """On the real clock, as the linker asks: a new body, a new route, a new file."""
+    folder = tmp_path / ".claude" / "agents"
+    path = write(folder, "one", "First body.")
+    folders = AgentFolders(None)
+    talk = Talk(Linker(agents=folders))
+    assert asked_by(talk, ["Identity.", "First body."], tmp_path, "a1")[0] == "one"
+    began = time.monotonic()
+    path.write_text("---\nname: one\nroute: openai:o3\n---\nSecond body.")
+    write(folder, "two", "Another.")
+    while [file.body for file in folders.known(str(tmp_path))] != ["Second body.", "Another."]:
+        assert time.monotonic() - began < 1.0
+        time.sleep(0.02)  # noqa: TID251 - no event loop here
+    assert folders.known(str(tmp_path))[0].route == "openai:o3"
+    assert asked_by(talk, ["Identity.", "Second body." + ENVIRONMENT], tmp_path, "a2")[0] == "one"
+    assert asked_by(talk, ["Identity.", "Another."], tmp_path, "a3")[0] == "two"
 
 
 def test_an_agent_is_named_by_its_file(tmp_path: Path) -> None:
