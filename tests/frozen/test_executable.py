@@ -96,7 +96,8 @@ def test_it_says_what_it_is_and_that_it_works(built, start):
     assert told["versions"]["kind"] == "executable"
     assert "missing" not in told["versions"].values()
     loaded = sorted((plugin["name"], plugin["state"]) for plugin in told["plugins"])
-    assert loaded == [("double-buffer", "loaded"), ("token-meter", "loaded")]
+    bundled = ("double-buffer", "providers", "subagent-routing", "token-meter")
+    assert loaded == [(name, "loaded") for name in bundled]
 
 
 def test_it_holds_the_versions_that_the_locks_name(built, start):
