@@ -278,7 +278,7 @@ def test_how_to_choose_among_the_tools(choice, found):
     body = to_gemini(ask(user("go"), tools=[READ], tool_choice=choice), translation)
     assert body["toolConfig"] == {"functionCallingConfig": found}
     assert not translation.single
-    assert ("tool_choice" in json.dumps(body)) is False
+    assert bool(translation.notes) is (choice.get("name") == "Gone")
     assert "toolConfig" not in to_gemini(ask(user("go"), tools=[], tool_choice=choice))
 
 
@@ -404,6 +404,12 @@ def shown(**config: object) -> dict:
         (OLDER, budget(31999), shown(thinkingBudget=24576)),
         (PRO, budget(31999), shown(thinkingBudget=31999)),
         (PRO, {"output_config": {"effort": "high"}, "max_tokens": 8000}, shown(thinkingBudget=4000)),
+        (Capabilities(thinking="budget"), {"output_config": {"effort": "low"}}, shown(thinkingBudget=1024)),
+        (
+            Capabilities(thinking="budget", efforts=("none", "low")),
+            {"output_config": {"effort": "high"}},
+            shown(thinkingBudget=1024),
+        ),
         (Capabilities(), ADAPTIVE, None),
     ],
 )
@@ -417,6 +423,9 @@ def test_an_effort_that_the_model_does_not_know_is_noted():
     translation = for_gemini(LOW)
     to_gemini(ask(user("x"), thinking={"type": "adaptive"}), translation)
     assert translation.notes == ["effort medium became low"]
+    unasked = for_gemini()
+    to_gemini(ask(user("x"), max_tokens=512), unasked)
+    assert unasked.notes == []
 
 
 # ---- what must not get there

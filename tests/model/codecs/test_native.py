@@ -359,6 +359,17 @@ def test_how_hard_others_think(can, asked, found, config):
     assert (body.get("thinking"), body.get("output_config")) == (found, config)
 
 
+def test_what_became_of_thinking_is_noted():
+    for can, most, note in (
+        ({}, 8000, "thinking was left out: the model knows no such thing"),
+        ({"thinking": "enabled"}, 1024, "thinking was left out: max_tokens leaves no room for it"),
+        ({"thinking": "adaptive", "efforts": ("high",)}, 8000, "effort medium became high"),
+    ):
+        translation = for_others(Capabilities(api="messages", **can))
+        to_native(ask(user("x"), max_tokens=most, **ADAPTIVE), translation)
+        assert translation.notes == [note]
+
+
 def test_the_answers_schema_goes_to_who_takes_it():
     form = {"type": "json_schema", "schema": {"type": "object"}}
     asked = ask(user("x"), output_config={"format": form})
@@ -370,7 +381,9 @@ def test_the_answers_schema_goes_to_who_takes_it():
 
 def test_the_answer_fits_behind_the_prompt_and_has_a_length():
     can = Capabilities(api="messages", context=10_000, output=6_000)
-    assert to_native(ask(user("x"), max_tokens=64000), for_others(can))["max_tokens"] == 6_000
+    translation = for_others(can)
+    assert to_native(ask(user("x"), max_tokens=64000), translation)["max_tokens"] == 6_000
+    assert translation.notes == ["max_tokens was 64000, and is 6000 for this model"]
     assert to_native(ask(user("x")), for_others(can, estimate=8_000))["max_tokens"] == 2_000
     assert to_native(ask(user("x"), max_tokens=None), for_others(can))["max_tokens"] == 6_000
     assert to_native(ask(user("x"), max_tokens=None), for_others())["max_tokens"] == 32_000

@@ -303,6 +303,14 @@ def test_deltas_of_blocks_that_never_began():
     assert blocks(heard) == [("thinking", "hm"), ("text", "xy")]
 
 
+def test_deltas_of_no_known_kind_and_pieces_of_no_call_are_passed_over():
+    translation = for_others()
+    odd = [delta(0, "future_delta", text="y"), delta(9, "future_delta", text="z"), args(0, "{}")]
+    heard = from_native(start(), begin(0), say(0, "x"), *odd, over(0), last(), STOP, translation=translation)
+    assert blocks(heard) == [("text", "x")]
+    assert translation.notes == ["a piece of a call that never began was left out"]
+
+
 def test_case_46_native_text_with_the_index_of_a_call_is_text_all_the_same():
     heard = from_native(
         start(),
@@ -476,6 +484,11 @@ def test_case_60_and_61_native_without_counts_they_are_estimated():
     event = {**last(), "usage": None}
     heard = from_native(begin(0), say(0, "x" * 35), event, translation=for_others(estimate=321))
     assert (heard.message["usage"]["input_tokens"], heard.message["usage"]["output_tokens"]) == (321, 10)
+
+
+def test_thinking_tokens_are_told():
+    heard = from_native(begin(0), say(0, "x"), last(usage={**COUNTS, "output_tokens_details": {"thinking_tokens": 5}}))
+    assert heard.message["usage"]["output_tokens_details"] == {"thinking_tokens": 5}
 
 
 def test_counts_are_told_in_the_clients_measure():
