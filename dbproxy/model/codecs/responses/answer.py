@@ -33,7 +33,6 @@ _KINDS: Final = frozenset({_MESSAGE, _REASONING, _CALL, _SEARCH})
 _TEXT, _REFUSAL, _SUMMARY, _THOUGHT = "output_text", "refusal", "summary_text", "reasoning_text"
 _HOLDERS: Final = {_TEXT: _MESSAGE, _REFUSAL: _MESSAGE, _SUMMARY: _REASONING, _THOUGHT: _REASONING}
 _APART: Final = "\n\n"
-_MOST: Final = 1 << 53  # of any count: beyond it a float is no longer exact
 
 
 @dataclass(slots=True, eq=False)
@@ -93,10 +92,10 @@ class _Answer:
     def _settle_message(self, item: _Item, given: dict[str, Any]) -> None:
         for index, part in enumerate(map(shapes.mapping, shapes.sequence(given.get("content")))):
             self._settle_part(item, index, part)
-        self._show_searches()
+        self._searches.close()
         text = "".join("".join(pieces) for (kind, _), pieces in item.parts.items() if kind == _TEXT)
         phase = next((phase for phase in PHASES if given.get("phase") == phase), None)
-        if phase is not None and text and self.translation.family:
+        if phase is not None and self.translation.family:
             self.translation.vault.put(phase_key(text), kept_phase(self.translation.family, phase))
 
     def _settle_part(self, item: _Item, index: int, part: dict[str, Any]) -> None:
@@ -125,12 +124,8 @@ class _Answer:
             item.signed = True
             self._last = None
 
-    def _show_searches(self) -> None:
-        if self._searches.close():
-            self._last = None
-
     def _settle_call(self, item: _Item, given: dict[str, Any]) -> None:
-        self._show_searches()
+        self._searches.close()
         item.call_id = item.call_id or shapes.text(given.get("call_id"))
         self._arguments(item, shapes.text(given.get("arguments")), shapes.text(given.get("name")))
         id = self.writer.client_id_of(item.key)
@@ -142,7 +137,7 @@ class _Answer:
         self._last = None
         self.writer.call(item.key, id=item.call_id, name=name)
         so_far = "".join(item.arguments)
-        if not arguments.strip() or not arguments.startswith(so_far):
+        if not arguments.startswith(so_far):
             arguments = so_far
         item.arguments = [arguments]
         if not arguments.strip() or is_object(arguments):
@@ -214,7 +209,7 @@ class _Answer:
             writer.fail(Failure(502, "api_error", f"{self.provider} {said}", transient=True))
             return
         self._hydrate(shapes.sequence(response.output))
-        self._show_searches()
+        self._searches.close()
         self._count(shapes.mapping(response.usage))
         reason = shapes.text(shapes.mapping(response.incomplete_details).get("reason"))
         if self._refused or (status == "incomplete" and reason == "content_filter"):
@@ -302,7 +297,7 @@ class _Answer:
 
 
 def _tokens(value: object) -> int | None:
-    return max(0, min(value, _MOST)) if isinstance(value, int) and not isinstance(value, bool) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 class Reader(_Answer):
@@ -368,9 +363,6 @@ class Reader(_Answer):
         item = self._find(event, kind)
         if new and id and item.id and item.id != id:
             return self._new(kind, event.output_index, id)
-        if id and not item.id:
-            item.id = id
-            self._by_id[id] = item
         return item
 
     # ---- events
@@ -383,7 +375,7 @@ class Reader(_Answer):
         given = inner(event.item)
         item = self._announced(event, given, new=True)
         if item is not None and item.kind == _CALL:
-            self._show_searches()
+            self._searches.close()
             self._last = None
             item.call_id = shapes.text(given.get("call_id"))
             self.writer.call(item.key, id=item.call_id, name=shapes.text(given.get("name")))
@@ -402,9 +394,7 @@ class Reader(_Answer):
         text = shapes.text(part.get("refusal" if kind == _REFUSAL else "text"))
         if text and kind in _HOLDERS:  # usually empty
             index = (event.summary_index if kind == _SUMMARY else event.content_index) or 0
-            item = self._find(event, _HOLDERS[kind])
-            if (kind, index) not in item.parts:
-                self._tell(item, kind, index, text)
+            self._whole(self._find(event, _HOLDERS[kind]), kind, index, text)
 
     def _part_done(self, event: Event) -> None:
         part = inner(event.part)
@@ -467,7 +457,6 @@ _STATES: Final = frozenset({"completed", "incomplete", "failed", "cancelled"})
 #: The events that end an answer, and how.
 _ENDS: Final = {
     "response.completed": "completed",
-    "response.done": "completed",
     "response.incomplete": "incomplete",
     "response.failed": "failed",
     "response.cancelled": "cancelled",

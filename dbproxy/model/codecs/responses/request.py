@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dbproxy.model import shapes
 from dbproxy.model.codecs import effort
+from dbproxy.model.codecs.chat.strictness import strict_schema
 from dbproxy.model.codecs.naming import upstream_id
 from dbproxy.model.codecs.request import (
     Call,
@@ -26,8 +27,8 @@ from dbproxy.model.codecs.request import (
     Unroutable,
     result_text,
 )
-from dbproxy.model.codecs.responses import schemas
 from dbproxy.model.codecs.responses.carried import phase_key, phase_of, split_reasoning
+from dbproxy.model.codecs.responses.schemas import with_items
 from dbproxy.model.codecs.vault import split_signature
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def _put_form(body: dict[str, Any], request: Request, translation: Translation) 
         return
     if not translation.capabilities.structured:
         raise Unroutable(f"{translation.model} cannot answer in the form of a schema")
-    strict = schemas.strict(request.schema)
+    strict = strict_schema(request.schema)
     if strict is None:
         translation.note("the answer's schema is not enforced: it has optional properties or is beyond strict mode")
     schema = request.schema if strict is None else strict
@@ -140,13 +141,13 @@ def _put_tools(body: dict[str, Any], request: Request, translation: Translation)
 
 def _function(tool: Tool, translation: Translation) -> dict[str, Any]:
     # The API makes a tool strict unless told otherwise, and then every parameter required (seed-001 3.1).
-    strict = schemas.strict(tool.schema) if tool.strict else None
+    strict = strict_schema(tool.schema) if tool.strict else None
     if tool.strict and strict is None:
         translation.note(f"{tool.name} is not strict: it has optional parameters or is beyond strict mode")
     found: dict[str, Any] = {"type": "function", "name": translation.names.out(tool.name)}
     if tool.description:
         found["description"] = tool.description
-    found["parameters"] = schemas.with_items(tool.schema) if strict is None else strict
+    found["parameters"] = with_items(tool.schema) if strict is None else strict
     found["strict"] = strict is not None
     return found
 
@@ -209,20 +210,18 @@ class _Input:
         return found
 
     def _other(self, turn: Turn) -> list[dict[str, Any]]:
-        """What the user or, in the middle of a conversation, the system said."""
+        """What the user or, in the middle of a conversation, the system said. Results come first (`read_request`)."""
         role = "user" if turn.role == "user" else "developer"
         found: list[dict[str, Any]] = []
-        content: list[dict[str, Any]] | None = None
+        content: list[dict[str, Any]] = []
         for part in turn.parts:
             if isinstance(part, Result):
                 id = upstream_id(part.id, limit=_CALL_ID)
                 found.append({"type": "function_call_output", "call_id": id, "output": _output(part)})
-                content = None
             elif isinstance(part, Text | Image | Document):
-                if content is None:
-                    content = []
-                    found.append({"type": "message", "role": role, "content": content})
                 content.append(_part(part))
+        if content:
+            found.append({"type": "message", "role": role, "content": content})
         return found
 
     def _assistant(self, turn: Turn) -> list[dict[str, Any]]:

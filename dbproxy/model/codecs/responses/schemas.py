@@ -1,42 +1,18 @@
-"""JSON schemas as the API takes them: arrays that say what is in them, and the closed form that strict mode asks for.
+"""JSON schemas as the API takes them: arrays that say what is in them.
 
-Pure; never changes what it is given. Invariants: a schema that needs nothing comes back as it is; none is made to mean
-something else, but that an object without a word on other properties has none.
-
-Sources: a function's schema with an array without ``items`` is refused ("array schema missing items"); strict mode
-wants every object closed and every property required, and knows part of JSON Schema only (OpenAI's guide to structured
-outputs). Seed-001 3.1: what is optional must not be made required, or the model makes values up for it.
+Pure; never changes what it is given. Invariant: a schema that needs nothing comes back as it is. Source: the API
+refuses a function with an array that has no ``items`` ("array schema missing items": spectacl#402, mcphost#35), which
+servers of tools often leave out.
 """
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-from dbproxy.model import shapes
-
-# What strict mode does not know; a schema that uses it goes unstrict.
-_UNKNOWN: Final = frozenset(
-    {
-        "allOf",
-        "contains",
-        "dependentRequired",
-        "dependentSchemas",
-        "else",
-        "if",
-        "maxProperties",
-        "minProperties",
-        "not",
-        "oneOf",
-        "patternProperties",
-        "prefixItems",
-        "propertyNames",
-        "then",
-        "unevaluatedItems",
-        "unevaluatedProperties",
-        "uniqueItems",
-    }
-)
-_MAPS: Final = ("properties", "$defs", "definitions")  # names to schemas
+#: Where names stand for schemas, and are no keywords.
+_MAPS: Final = ("properties", "$defs", "definitions", "patternProperties", "dependentSchemas")
+#: Where values stand that are no schemas.
+_VALUES: Final = ("enum", "const", "default", "examples", "required")
 _DEEPEST: Final = 100
 
 
@@ -56,7 +32,7 @@ def _with_items(node: Any, depth: int) -> Any:
         return node
     found = node
     for name, value in node.items():
-        if isinstance(value, dict | list) and name not in ("enum", "const", "default", "examples", "required"):
+        if isinstance(value, dict | list) and name not in _VALUES:
             inner = _named(value, depth) if name in _MAPS and isinstance(value, dict) else _with_items(value, depth + 1)
             if inner is not value:
                 found = {**found, name: inner}
@@ -69,43 +45,6 @@ def _named(schemas: dict[str, Any], depth: int) -> dict[str, Any]:
     """The same for a map of names to schemas, where a name is no keyword."""
     changed = {name: _with_items(inner, depth + 1) for name, inner in schemas.items()}
     return schemas if all(changed[name] is schemas[name] for name in schemas) else changed
-
-
-class _Open(Exception):
-    """A schema that strict mode cannot say."""
-
-
-def strict(schema: dict[str, Any]) -> dict[str, Any] | None:
-    """The schema in strict mode's form, None if it has none."""
-    if schema.get("type") != "object" or "anyOf" in schema:  # not at the top
-        return None
-    try:
-        return _closed(schema, 0)
-    except _Open:
-        return None
-
-
-def _closed(node: Any, depth: int) -> dict[str, Any]:
-    if not isinstance(node, dict) or depth > _DEEPEST or not _UNKNOWN.isdisjoint(node):
-        raise _Open
-    found = dict(node)
-    for name in _MAPS:
-        if name in node:
-            inner = shapes.mapping(node[name])
-            found[name] = {key: _closed(value, depth + 1) for key, value in inner.items()}
-    if "items" in node:
-        found["items"] = _closed(node["items"], depth + 1)
-    if "anyOf" in node:
-        found["anyOf"] = [_closed(value, depth + 1) for value in shapes.sequence(node["anyOf"])]
-    if _is(node, "object") or "properties" in node:
-        if node.get("additionalProperties", False) is not False or not isinstance(node.get("properties"), dict):
-            raise _Open  # a map with free names
-        names = list(node["properties"])
-        if not set(names) <= set(map(str, shapes.sequence(node.get("required")))):
-            raise _Open
-        found["additionalProperties"] = False
-        found["required"] = names
-    return found
 
 
 def _is(node: dict[str, Any], kind: str) -> bool:

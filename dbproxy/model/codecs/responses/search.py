@@ -56,14 +56,13 @@ class Searches:
         location = {"type": "web_search_result_location", "url": url, "title": title or None}
         self._writer.cite({**location, "encrypted_index": "", "cited_text": ""})
 
-    def close(self) -> bool:
-        """A text has ended: searches that waited for it are shown, the pages with the last of them; True if any."""
+    def close(self) -> None:
+        """A text has ended: searches that waited for it are shown, the pages with the last of them."""
         waiting, self._waiting = self._waiting, []
         for at, (id, asked) in enumerate(waiting, 1):
             pages = [_page(url, title or url) for url, title in self._pages.items()] if at == len(waiting) else []
             self._show(id, asked, pages)
         self._pages.clear()
-        return bool(waiting)
 
     def _show(self, id: str, asked: dict[str, Any], content: list[dict[str, Any]] | dict[str, Any]) -> None:
         self._writer.whole({"type": "server_tool_use", "id": id, "name": "web_search", "input": asked})
