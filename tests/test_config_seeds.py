@@ -366,7 +366,16 @@ def test_a_place_where_no_key_can_be_kept_means_that_nothing_is_written(tmp_path
     assert not list((tmp_path / "elsewhere").iterdir() if trouble == "link" else [])
 
 
-def test_a_key_without_its_settings_does_not_stay(tmp_path, env, target):
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a place where nothing can be made")
+def test_a_key_whose_settings_cannot_be_written_does_not_stay(tmp_path, env, target):
+    target.parent.mkdir(parents=True)
+    target.symlink_to("/proc/nowhere/config.toml")
+    with pytest.raises(ConfigError, match="/proc/nowhere"):
+        taken(f"OPENAI_API_KEY={SECRET}\n", tmp_path, env)
+    assert list((target.parent / "keys").iterdir()) == []
+
+
+def test_a_key_without_valid_settings_is_not_kept(tmp_path, env, target):
     target.parent.mkdir(parents=True)
     target.write_text("[plugins]\ndisabled = 7\n")
     with pytest.raises(SettingsError):

@@ -209,7 +209,7 @@ def entries(config, name):
 
 
 def test_every_source_adds_and_the_stronger_ones_entries_stand_first(env, project, user_file):
-    user_file.write_text('[routes]\na = "user"\nb = "user"\nc = "user"\nd = "user"\n')
+    user_file.write_text('[routes]\na = "user"\nb = "user"\nc = "user"\nD = "user"\n')
     (project / "dbproxy.toml").write_text('[routes]\ne = "project"\nB = "project"\nc = "project"\n')
     config = load({"routes": "f:cli,c:cli"}, env | {"DBPROXY_ROUTES": "d:env,f:env"}, project)
     assert entries(config, "routes") == [
@@ -222,7 +222,7 @@ def test_every_source_adds_and_the_stronger_ones_entries_stand_first(env, projec
     ]
     assert [(name, value) for name, value, _source in entries(config, "routes")] == list(config.settings.routes.pairs)
     assert config.origin("routes").source == "command-line"
-    assert config.said("routes", "user").plain() == dict.fromkeys("abcd", "user")
+    assert config.said("routes", "user").plain() == dict.fromkeys("abcD", "user")
     assert config.said("routes", "command-line", "environment").plain() == {"f": "cli", "c": "cli", "d": "env"}
     assert load({}, env, None).said("routes", "project") is None
 

@@ -98,10 +98,12 @@ def test_what_start_is_told_reaches_the_proxy_and_its_files_are_followed(shell):
 
 
 def test_other_providers_than_those_of_the_running_proxy_are_said(shell):
-    assert shell.run("start").returncode == 0
+    same, other = '{"x": {"base_url": "http://x"}}', '{"x": {"base_url": "http://z"}}'
+    assert shell.run("start", "--providers", same).returncode == 0
     user_file(shell).write_text('[providers.y]\nbase_url = "http://y"\n')  # that file is followed: nothing to say
     assert shell.run("run", *SHOW).stderr == ""
-    done = shell.run("run", *SHOW, DBPROXY_PROVIDERS='{"x": {"base_url": "http://x"}}')
+    assert shell.run("run", *SHOW, DBPROXY_PROVIDERS=same).stderr == ""
+    done = shell.run("run", *SHOW, DBPROXY_PROVIDERS=other)
     assert "the providers that were given here are not those of the running proxy: `dbproxy restart`" in done.stderr
 
 
