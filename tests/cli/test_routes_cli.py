@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import socket
 from dataclasses import replace
+from pathlib import Path
 
 import captured
 import pytest
@@ -223,12 +225,37 @@ def test_nothing_is_sent_and_nothing_is_kept(rules, body):
     assert not rules.data.exists()
 
 
+# ---- the page on routing
+
+
+def test_every_rule_of_the_page_can_be_followed(shell):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "routing.md").read_text("utf-8")
+    examples = re.findall(r"```toml\n(\[routes\].*?)```", page, re.DOTALL)
+    assert len(examples) >= 2
+    for example in examples:
+        (shell.cwd / "dbproxy.toml").write_text(example)
+        done = shell.run("routes", "list", "--json", OPENAI_API_KEY=KEY, GEMINI_API_KEY=KEY)
+        assert (done.returncode, done.stderr) == (0, "")
+        found = json.loads(done.stdout)
+        assert len(found) >= 2
+        assert [rule["refused"] for rule in found] == [""] * len(found)
+
+
+def test_the_older_tools_form_of_the_page(shell):
+    done = shell.run("routes", "list", "--json", SUBAGENT_MAPPINGS="code-reviewer:gpt-5.5,Explore:haiku")
+    assert [(rule["key"], rule["targets"]) for rule in json.loads(done.stdout)] == [
+        ("code-reviewer", ["gpt-5.5"]),
+        ("Explore", ["haiku"]),
+    ]
+
+
 # ---- somebody else's plugins
 
 PROVIDER = """
 from types import SimpleNamespace
 from dbproxy.api import Fields, ProviderCall, ProviderLimits, hookimpl
-from dbproxy.api.codecs import CHAT, Capabilities
+from dbproxy.api.codecs import Capabilities
+from dbproxy.api.dialects import CHAT
 
 
 class Mine:
@@ -303,9 +330,7 @@ def test_without_a_plugin_that_follows_rules(rules, body):
 @pytest.mark.parametrize(
     "words",
     [
-        [],
         ["test"],
-        ["test", "a", "b"],
         ["test", "a", "--exchange", "last"],
         ["list", "--colour"],
         ["test", "a", "--agent", "x", "--type", "Explore"],
@@ -328,18 +353,20 @@ def test_wrong_usage(shell, words):
         ('{"exchange": {"id": "x"}, "request": null}', "was not kept"),
         ('{"exchange": {"id": "x"}, "request": {"base64": "?"}}', "was not kept"),
         ('{"exchange": {"id": "x"}, "request": 5}', "was not kept"),
-        ('{"exchange": {"id": "x"}, "request": {"a": 1}}', "is no Messages request"),
         ('{"exchange": {"id": "x"}, "request_headers": []}', "the facts of a request and not its body"),
         ('{"exchange": {"id": "x"}}\n{"exchange": {"id": "y"}}\n', "holds 2 requests"),
     ],
 )
-def test_files_that_hold_no_request(shell, text, said):
-    file = shell.cwd / "file"
-    file.write_text(text)
-    done = shell.run("routes", "test", str(file))
+def test_files_that_hold_no_request(text, said):
+    with pytest.raises(DbproxyError, match=said):
+        read_captured(text.encode(), "file", "/here")
+
+
+def test_a_file_that_holds_no_request_is_one_line_on_stderr(shell):
+    (shell.cwd / "file").write_text("{}")
+    done = shell.run("routes", "test", "file")
     assert (done.returncode, done.stdout) == (1, "")
-    assert said in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert done.stderr == "dbproxy: file is no Messages request. Its body needs `messages`\n"
 
 
 def test_files_that_cannot_be_read(shell):
@@ -348,6 +375,9 @@ def test_files_that_cannot_be_read(shell):
         assert (done.returncode, done.stdout) == (1, "")
         assert f"cannot read {name}" in done.stderr
     assert shell.run("routes", "test", "--exchange", "last").returncode == 1
+    done = shell.run("routes", "test", "-", stdin='{"exchange": {"id": "x"}, "request": {"a": 1}}')
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no Messages request" in done.stderr
 
 
 def test_an_exported_request_in_base64():

@@ -54,7 +54,7 @@ def test_a_value_is_a_target_a_chain_or_a_table(value, targets, fallback):
         ("a", 7, "names no target"),
         ("a", {"to": None}, "names no target"),
         ("a", {"to": "x:y", "fallback": "no"}, "fallback must be true or false"),
-        ("a", {"to": "x:y", "falback": True}, "unknown part 'falback'"),
+        ("a", {"to": "x:y", "fall_back": True}, "unknown part 'fall_back'"),
         ("agent:", "x:y", "names nobody"),
         ("", "x:y", "names nobody"),
         ("kind:subagents", "x:y", "no such kind of request. Known: main, subagent, nested"),
