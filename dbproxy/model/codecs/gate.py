@@ -4,8 +4,9 @@ Owns the grammar (API facts 1.6, client facts 5, seed-001 4.2 and 4.4) and the b
 answer calls the methods in order; one that is out of order raises `Ungrammatical` and writes nothing. Pure.
 
 Invariants: message_start first and once; block indexes from 0 without gaps; one block open at a time, and only deltas
-that suit it; a tool's input is a JSON object when its block ends, unless the answer was cut by its token limit;
-message_delta once, with a stop reason and numbers; message_stop last; at most one error event, and nothing behind it.
+that suit it; a tool's input can become a JSON object at every piece of it, and is one when its block ends, unless the
+answer was cut by its token limit; message_delta once, with a stop reason and numbers; message_stop last; at most one
+error event, and nothing behind it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from dbproxy.model import shapes
+from dbproxy.model.codecs.prefix import NoObject, ObjectPrefix
 
 #: Which deltas a block may have, by its type. Blocks that are not named here have none.
 DELTAS: Final = {
@@ -43,13 +45,14 @@ class Ungrammatical(Exception):
 class Gate:
     """Builds the stream; `take` gives the bytes of what was built since the last time."""
 
-    __slots__ = ("_blocks", "_cut", "_input", "_kind", "_out", "_signed", "ended", "started")
+    __slots__ = ("_blocks", "_cut", "_input", "_kind", "_out", "_prefix", "_signed", "ended", "started")
 
     def __init__(self) -> None:
         self._out: list[bytes] = []
         self._blocks = 0
         self._kind = ""  # of the open block, "" for none
         self._input: list[str] = []
+        self._prefix = ObjectPrefix()
         self._signed = False
         self._cut = False  # a tool's input was left incomplete: only a cut answer may say so
         self.started = False
@@ -102,7 +105,9 @@ class Gate:
         self._kind = kind
         self._blocks += 1
         self._signed = False
-        self._input.clear()
+        if kind in _CALLS:
+            self._input.clear()
+            self._prefix = ObjectPrefix()
 
     def delta(self, kind: str, value: str) -> None:
         """content_block_delta of the open block, with a text: ``kind`` is the delta's type."""
@@ -113,6 +118,12 @@ class Gate:
         if kind == "signature_delta":
             self._signed = True
         elif kind == "input_json_delta":
+            try:
+                value = self._prefix.feed(value)
+            except NoObject:
+                raise Ungrammatical("a tool's input is no JSON object") from None
+            if not value:
+                return
             self._input.append(value)
         self._out.append(
             b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,"delta":{"type":"%b","%b":%b}}'

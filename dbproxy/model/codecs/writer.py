@@ -447,10 +447,12 @@ class MessageWriter:
         if tokens.output is None:
             tokens.output = text_tokens(self._said)
         usage: dict[str, Any] = {
-            "input_tokens": self._scaled(tokens.input or 0),
+            # A zero would not take back the estimate of message_start for every reader (client facts 4.2; the official
+            # SDKs believe it): what a cache read would be counted twice.
+            "input_tokens": self._scaled(tokens.input or 0, least=1),
             "cache_creation_input_tokens": self._scaled(tokens.cache_write),
             "cache_read_input_tokens": self._scaled(tokens.cache_read),
-            "output_tokens": self._scaled(tokens.output, least=1 if tokens.output else 0),
+            "output_tokens": self._scaled(tokens.output, least=1),
         }
         if tokens.thinking:
             usage["output_tokens_details"] = {"thinking_tokens": self._scaled(tokens.thinking)}

@@ -383,6 +383,26 @@ def test_a_stop_sequence_is_looked_for_in_texts_only():
     assert _content(writer) == [("thinking", "END"), ("tool_use", {"END": "END"})]
 
 
+@pytest.mark.parametrize("pieces", [("{'path': 'x'}",), ('{"path"', " 'x'}"), ("[1]",), ('{"a": tru', "th}")])
+def test_case_55_what_is_no_json_never_goes_out_in_pieces(pieces):
+    """The official SDKs raise at the first piece that cannot be the beginning of JSON."""
+    writer = _writer()
+    for piece in pieces:
+        writer.call(0, id="t1", name="Read", arguments=piece)
+    raw = writer.take()
+    assert writer.failure is not None
+    assert pieces[-1].encode() not in raw.replace(b'\\"', b'"')
+    with pytest.raises(StreamError):
+        check_stream(raw)
+
+
+def test_blanks_before_an_input_are_left_out():
+    writer = _writer()
+    for piece in ("\n ", " ", '{"a": 1}'):
+        writer.call(0, id="t1", name="Read", arguments=piece)
+    assert b'"partial_json":"{' in writer.take()
+
+
 # ---- usage
 
 
@@ -399,6 +419,12 @@ def test_counts_are_told_in_the_client_s_measure():
     }
     # The upstream's own measure is kept for the record.
     assert writer.tokens.input == 100
+
+
+def test_a_zero_leaves_no_estimate_standing():
+    """The official SDKs believe a zero in message_delta, Claude Code keeps the estimate (client facts 4.2)."""
+    usage = _ended(_writer(estimate=1000), input=0, output=0, cache_read=900)["usage"]
+    assert (usage["input_tokens"], usage["cache_read_input_tokens"], usage["output_tokens"]) == (1, 900, 1)
 
 
 def test_case_59_the_last_word_of_each_count_counts():
