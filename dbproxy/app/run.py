@@ -202,7 +202,7 @@ async def open_proxy(
             await background.start(dispatch.run_services, app)
             background.start_soon(_chores, proxy, pipeline)
             background.start_soon(_report_notices, proxy)
-            if env is not None:
+            if env is not None and not degraded:  # there is no plugin then that would route
                 reloader = Reloader(proxy, FollowedFiles(config.user_file, env))
                 reloader.on_change.append(lambda: background.start_soon(_collect_again, proxy, app))
                 background.start_soon(reloader.run)

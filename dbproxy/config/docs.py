@@ -30,7 +30,8 @@ one.
 - **Tables** (`routes`, `providers`): every source adds its entries. Those of the stronger source stand first; one of
   the same name takes the place of the weaker one's, as a whole. While the proxy runs it follows them in `config.toml`,
   and `routes` in the project files of running launches, within a second; what a command line or an environment said
-  stays. A project file that you do not trust may set `to` and `fallback` of a rule, and nothing else.
+  stays. A file with a mistake in it changes nothing; the log says what is wrong. A project file that you do not trust
+  may set `to` and `fallback` of a rule, and nothing else.
 - **Plugins** have a section each, `[plugins.NAME]`.
 
 | setting | default | scope | project | meaning |

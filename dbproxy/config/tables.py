@@ -24,15 +24,16 @@ _DEEPEST: Final = 6
 _LONGEST_KEY: Final = 256
 _LONGEST_TEXT: Final = 4096
 _LARGEST: Final = 1 << 53  # what every reader of JSON keeps exactly
-_BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
-_PREFIX: Final = re.compile(r"(agent|type|kind|model):(?=.*:)", re.IGNORECASE | re.DOTALL)
+# Compiled when they are needed: every launch loads this file, and few need them.
+_BARE_KEY: Final = r"[A-Za-z0-9_-]+"
+_PREFIX: Final = r"(?is)(agent|type|kind|model):(?=.*:)"
+_REFERENCE: Final = r"\$\{[A-Za-z_][A-Za-z0-9_]*\}"
+_SECRET_QUERY: Final = r"(?i)[?&](?:api[_-]?key|key|token|access_token|sig)="
 #: Where people put a key that does not belong there, and headers that hold one.
 _KEYS: Final = frozenset({"key", "api_key", "apikey", "token", "auth_token", "secret", "password"})
 _CREDENTIALS: Final = frozenset(
     {"authorization", "proxy-authorization", "x-api-key", "api-key", "x-goog-api-key", "cookie"}
 )
-_REFERENCE: Final = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
-_SECRET_QUERY: Final = re.compile(r"[?&](?:api[_-]?key|key|token|access_token|sig)=", re.IGNORECASE)
 #: What a rule of a project file that nobody trusts may say.
 _HARMLESS: Final = frozenset({"to", "fallback", "reason"})
 _NO_TARGET: Final = "expected a model, a list of models, or a table with `to`"
@@ -153,7 +154,7 @@ def _pair(item: str) -> tuple[str, str]:
     if "=" in item:
         name, _, value = item.partition("=")
     else:
-        prefix = _PREFIX.match(item)
+        prefix = re.match(_PREFIX, item)
         start = prefix.end() if prefix else 0
         name, _, value = item[start:].partition(":")
         name = item[:start] + name
@@ -208,7 +209,7 @@ def _provider(name: str, given: object, context: Context) -> Section:
                 f"{name}.{key}: a key does not belong into the settings; name the variable that holds it as key_env, "
                 "or a file as key_file"
             )
-        if isinstance(value, str) and (mask_userinfo(value) != value or _SECRET_QUERY.search(value)):
+        if isinstance(value, str) and (mask_userinfo(value) != value or re.search(_SECRET_QUERY, value)):
             raise ValueError(f"{name}.{key}: an address must not hold a key or a password; use key_env or key_file")
         if key == "headers" and isinstance(value, Section):
             _check_headers(name, value)
@@ -220,7 +221,7 @@ def _provider(name: str, given: object, context: Context) -> Section:
 
 def _check_headers(name: str, headers: Section) -> None:
     for header, value in headers.pairs:
-        if header.lower() in _CREDENTIALS and not (isinstance(value, str) and _REFERENCE.search(value)):
+        if header.lower() in _CREDENTIALS and not (isinstance(value, str) and re.search(_REFERENCE, value)):
             raise ValueError(
                 f"{name}.headers.{header}: a credential does not belong into the settings; write ${{NAME}} for the "
                 "variable that holds it"
@@ -273,4 +274,4 @@ def toml(value: object) -> str:
 
 def toml_key(name: str) -> str:
     """A key as TOML, in quotes where it needs them."""
-    return name if _BARE_KEY.fullmatch(name) else toml(name)
+    return name if re.fullmatch(_BARE_KEY, name) else toml(name)

@@ -237,6 +237,7 @@ async def test_who_asks_gets_the_same_objects_until_something_changes(tmp_path, 
         person.user_file.touch()
         await trio.sleep(1.2)
         assert r.proxy.settings_for(scopes[1]) is settings[1]
+        assert len(await heard(r, 1, "settings_reloaded")) == 1  # what is as it was is no news
 
 
 async def test_many_launches_and_the_latest_are_remembered(tmp_path, person):
