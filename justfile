@@ -24,9 +24,10 @@ format:
     "{{ python }}" -m ruff check --fix
     "{{ python }}" -m ruff format --exclude "*.md"
 
-# fetch the real clients once (some 440 MB from npm); nothing with DBPROXY_TEST_OFFLINE=1
+# fetch the real clients and the TypeScript SDK once (some 440 MB from npm); nothing with DBPROXY_TEST_OFFLINE=1
 clients:
     @"{{ python }}" tests/realclient/clients.py
+    @"{{ python }}" tests/support/ts/fetch.py
 
 # everything but the soak: lint, then all tests
 test *ARGS: lint clients (freeze "--for-tests")
@@ -55,6 +56,10 @@ selftest *ARGS:
 # an hour's load squeezed into minutes, and a hundred kills under the real client (25 minutes in all)
 soak *ARGS: clients
     "{{ python }}" -m pytest -m soak --timeout 1800 "$@"
+
+# case 95 at length, for the nightly run: 100,000 upstream streams through every codec, or DBPROXY_TEST_FUZZ of them
+fuzz *ARGS:
+    DBPROXY_TEST_FUZZ="${DBPROXY_TEST_FUZZ:-100000}" "{{ python }}" -m pytest tests/model/codecs/test_fuzz.py "$@"
 
 # speed and memory beside the peers
 bench *ARGS:

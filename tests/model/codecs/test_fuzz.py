@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
+import oddstreams
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -40,11 +41,10 @@ pytestmark = pytest.mark.timeout(60 + EXAMPLES // 20)
 
 
 def told(bench):
-    """Every stream that this server might send."""
-    return [
-        bench.spell(*shape.steps, stop=shape.stop, tokens=shape.tokens)
-        for shape in [*shapes_of(bench.dialect), *broken_of(bench.dialect)]
-    ]
+    """Every stream that this server might send, and those that servers like it were seen to send."""
+    shapes = [*shapes_of(bench.dialect), *broken_of(bench.dialect)]
+    spelled = [bench.spell(*shape.steps, stop=shape.stop, tokens=shape.tokens) for shape in shapes]
+    return spelled + [odd.data for odd in oddstreams.ALL if odd.dialect == bench.dialect.name]
 
 
 STREAMS = {bench.dialect.name: told(bench) for bench in BENCHES}
