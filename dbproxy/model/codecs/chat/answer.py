@@ -97,8 +97,7 @@ class ChatReader:
 
     def end(self) -> None:
         """The stream has ended. What comes later is not read."""
-        if not self._writer.done:
-            self._finish()
+        self._finish()
 
     def document(self, body: bytes) -> None:
         """A whole answer."""

@@ -89,16 +89,16 @@ class _Body:
 
     def length(self) -> None:
         """The most tokens that may come: no more than the model can, and no more than fit behind the prompt, since a
-        request whose limits do not fit together is refused as one that is too long."""
+        server refuses a prompt and a limit that do not fit together as it refuses a prompt that is too long. An eighth
+        of the window is always asked for: the prompt's size is a guess, and some windows hold the prompt alone."""
         asked = self.request.max_tokens
         if asked is None:
             return
         most = asked
         if self.can.output:
             most = min(most, self.can.output)
-        room = self.can.context - self.translation.estimate
-        if self.can.context and room > 0:
-            most = min(most, room)
+        if self.can.context:
+            most = min(most, max(self.can.context - self.translation.estimate, self.can.context // 8))
         if most < asked:
             self.translation.note(f"max_tokens was {asked}, and is {most} for this model")
         self.put(self.can.max_tokens_key or "max_tokens", most)
