@@ -25,7 +25,7 @@ SSE_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Enco
 
 
 def event(**said: Any) -> bytes:
-    return f"data: {json.dumps(said)}\n\n".encode()
+    return f"data: {json.dumps(said, ensure_ascii=False)}\n\n".encode()
 
 
 def chunk(data: bytes) -> bytes:

@@ -526,6 +526,52 @@ async def test_case_69_the_client_is_pinged_while_the_provider_is_silent(rig, mo
         assert check_stream(answer.body)["content"] == [{"type": "text", "text": "Hello"}]
 
 
+def spelled(*said, line_end=b"\n", size=0, coding=None):
+    """The same answer in another framing: other line ends, pieces of so many bytes, coded."""
+    text = b"".join(event(**one) for one in said).replace(b"\n", line_end)
+    text = coding(text) if coding else text
+    head = SSE_HEAD.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n") if coding else SSE_HEAD
+    pieces = [text[at : at + size] for at in range(0, len(text), size)] if size else [text]
+
+    async def answer(stream):
+        await stream.send_all(head)
+        for number, piece in enumerate(pieces):
+            await stream.send_all(chunk(piece))
+            if number < 40:
+                await trio.sleep(0.001)  # so that they are read one by one
+        await stream.send_all(b"0\r\n\r\n")
+
+    return answer
+
+
+@pytest.mark.parametrize("size", [0, 1, 7])
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])
+async def test_case_72_framing_does_not_matter(rig, size, line_end):
+    said = [{"text": "żółw "}, {"text": "🐢"}, {"call": ["c", "Read", '{"a": "é"}']}, {"stop": "end_turn"}]
+    async with routed(rig, spelled(*said, line_end=line_end, size=size)) as r:
+        content = check_stream((await ask(r)).body)["content"]
+        assert content[0]["text"] == "żółw 🐢"
+        assert content[1]["input"] == {"a": "é"}
+
+
+async def test_case_72_a_line_of_a_megabyte_and_a_coded_stream(rig):
+    long = "x" * 1_000_000
+    answers = (
+        spelled({"text": long}, {"stop": "end_turn"}),
+        spelled({"text": "hi"}, {"stop": "end_turn"}, coding=gzip.compress),
+    )
+    async with routed(rig, *answers) as r:
+        assert check_stream((await ask(r)).body)["content"][0]["text"] == long
+        assert check_stream((await ask(r)).body)["content"][0]["text"] == "hi"
+
+
+async def test_case_72_a_last_event_without_its_blank_line(rig):
+    whole = b"".join(event(**one) for one in ({"text": "hi"}, {"stop": "end_turn"})).rstrip(b"\n")
+    answer = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n" % len(whole) + whole
+    async with routed(rig, answer) as r:
+        assert check_stream((await ask(r)).body)["content"][0]["text"] == "hi"
+
+
 async def test_a_long_thought_before_the_first_word_is_pinged_too(rig, monkeypatch):
     monkeypatch.setattr(delivery, "PING_EVERY", 0.1)
     monkeypatch.setattr(delivery, "HOLD", 0.1)
