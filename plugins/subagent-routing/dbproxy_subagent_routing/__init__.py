@@ -161,13 +161,16 @@ class SubagentRouting:
 
     @hookimpl
     async def transform_request(self, exchange: Exchange, request: RequestDraft) -> RequestDraft | None:
-        """What goes to Claude after all asks for a model that Claude's server has."""
+        """What goes to Claude after all asks for a model that Claude's server has.
+
+        A body that a provider made for Claude's own server asks for another model already, and stays.
+        """
         made = exchange.attributes.get(NAME)
         if not isinstance(made, Decided) or not made.claude or request.body is None:
             return None
         coded = request.head.fields.get(b"content-encoding") is not None and request.body == exchange.body
         body = await self.decider.body(exchange) if coded else request.body
-        renamed = with_model(body, made.claude) if body is not None else None
+        renamed = with_model(body, made.asked.model, made.claude) if body is not None else None
         return replace(request, body=renamed) if renamed is not None else None
 
     @hookimpl

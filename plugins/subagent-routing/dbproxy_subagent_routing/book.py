@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Launches whose rules are remembered.
 _MOST: Final = 64
+#: Refusals that are not said again.
+_MOST_SAID: Final = 4096
 #: A key may be put into its file at any time: so long is an answer to "who can answer" good (seconds).
 _FRESH: Final = 2.0
 
@@ -42,14 +44,16 @@ class RuleBook:
         self._said: dict[str, str] = {}
         self._standing: tuple[float, Standing] = (float("-inf"), Standing())
 
-    def rules(self, value: object) -> RuleSet:
-        """The rules that the setting ``routes`` holds; the same object for the same value."""
+    def rules(self, value: object, providers: Callable[[], Mapping[str, Provider]]) -> RuleSet:
+        """The rules that the setting ``routes`` holds; the same object for the same value. What is refused of new ones
+        is said."""
         found = self._known.get(id(value))
         if found is None or found[0] is not value:
             found = value, RuleSet(read_rules(value))
             self._known[id(value)] = found  # holds the value, so that nothing else gets its id
             while len(self._known) > _MOST:
                 self._known.popitem(last=False)
+            self._say(refusals(found[1], providers()))
         self._known.move_to_end(id(value))
         return found[1]
 
@@ -63,12 +67,20 @@ class RuleBook:
         return self._standing[1]
 
     def announce(self, rules: RuleSet, providers: Mapping[str, Provider]) -> None:
-        """Say which rules are refused, each once until its reason changes."""
+        """Say which of these rules are refused by now, each once until its reason changes."""
         now = refusals(rules, providers)
-        for rule, reason in now.items():
+        for rule in map(str, rules.rules):
+            if rule not in now:
+                self._said.pop(rule, None)
+        self._say(now)
+
+    def _say(self, refused: Mapping[str, str]) -> None:
+        for rule, reason in refused.items():
             if self._said.get(rule) != reason:
                 self._emit("route_refused", level="warning", rule=rule, reason=reason)
-        self._said = now
+                self._said[rule] = reason
+        while len(self._said) > _MOST_SAID:
+            del self._said[next(iter(self._said))]
 
 
 def refusals(rules: RuleSet, providers: Mapping[str, Provider]) -> dict[str, str]:

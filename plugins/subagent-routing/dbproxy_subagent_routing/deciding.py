@@ -106,7 +106,7 @@ class Decider:
 
     def rules(self, exchange: Exchange | None) -> RuleSet:
         """The rules that hold for an exchange; the user's for None."""
-        return self.book.rules(self.services.settings(exchange).get("routes"))
+        return self.book.rules(self.services.settings(exchange).get("routes"), self.services.providers)
 
     def standing(self, exchange: Exchange) -> Standing:
         """Who can answer at all."""
@@ -163,7 +163,7 @@ class Decider:
             pin = None  # what an agent does beside its turns does not go where it goes
         link = await self._link(case) if pin is None else None
         asker, place = asker_of(link, head, asked.model), place_of(link, head)
-        if pin is None and place is not None and place[1] != MAIN:
+        if pin is None and place is not None and place[1] != MAIN and place != head.place:
             pin = await self.keeper.find(place)
         if pin is not None:
             decision: RouteDecision | None = await self._follow(case, pin, summary=asker.kind == COMPACTION)
@@ -308,8 +308,12 @@ class Decider:
         model = case.asked.model
         if not model or not is_foreign_name(model, self.services.context_window(model)):
             return ""
-        named = by_own_model(model, self.services.providers()) or by_model(case.rules.rules, model)
-        return model if named is not None or (file is not None and file.targets == (model,)) else ""
+        if by_own_model(model, self.services.providers()) or (file is not None and file.targets == (model,)):
+            return model
+        rule = by_model(case.rules.rules, model)
+        # A pattern that fits a name of Claude's says nothing about whether there is such a model.
+        named = rule is not None and not (rule.is_glob and model.lower().startswith("claude"))
+        return model if named else ""
 
     def _made(self, case: _Case, decision: RouteDecision | None, foreign: str) -> Decided:
         """A request for another's model that goes to Claude after all asks for the main line's model there: it would

@@ -10,10 +10,10 @@ import json
 from dbproxy.api import json_members
 
 
-def with_model(body: bytes, model: str) -> bytes | None:
-    """A Messages body that asks for ``model``; None where it names none."""
+def with_model(body: bytes, old: str, model: str) -> bytes | None:
+    """A Messages body that asks for ``model`` in place of ``old``; None where it does not ask for that one."""
     member = next((one for one in json_members(body) or () if one.key == b"model"), None)
-    if member is None:
+    if member is None or json.loads(body[member.start : member.end]) != old:
         return None
     return body[: member.start] + json.dumps(model).encode() + body[member.end :]
 

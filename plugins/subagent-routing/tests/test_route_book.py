@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+from dbproxy_subagent_routing import book as module
 from dbproxy_subagent_routing.book import RuleBook, Standing, refusals
 
 
@@ -39,12 +40,12 @@ def book() -> SimpleNamespace:
 def test_a_setting_is_read_once():
     b = book().book
     value = {"a": "openai:x"}
-    first = b.rules(value)
-    assert b.rules(value) is first
-    assert b.rules(dict(value)) is not first
-    assert b.rules(None).rules == ()
+    first = b.rules(value, dict)
+    assert b.rules(value, dict) is first
+    assert b.rules(dict(value), dict) is not first
+    assert b.rules(None, dict).rules == ()
     for number in range(200):
-        b.rules({str(number): "openai:x"})
+        b.rules({str(number): "openai:x"}, dict)
     assert len(b._known) == 64
 
 
@@ -76,12 +77,14 @@ def test_who_can_answer_is_asked_now_and_then():
 
 def test_a_refusal_is_said_once_until_it_changes():
     made = book()
-    rules = made.book.rules({"a": "openai:x", "b": "gemini:y"})
     openai = Provider("no key")
     providers = {"openai": openai, "gemini": Provider()}
+    rules = made.book.rules({"a": "openai:x", "b": "gemini:y"}, lambda: providers)
+    assert made.said == [("a = openai:x", "no key")]  # also of a launch's rules, which nobody looks after
     for _ in range(3):
         made.book.announce(rules, providers)
-    assert made.said == [("a = openai:x", "no key")]
+    made.book.rules({"a": "openai:x"}, lambda: providers)
+    assert len(made.said) == 1
     openai.not_ready = "the key file is empty"
     made.book.announce(rules, providers)
     openai.not_ready = ""
@@ -91,3 +94,11 @@ def test_a_refusal_is_said_once_until_it_changes():
     made.book.announce(rules, providers)
     assert len(made.said) == 3
     assert refusals(rules, providers) == {"a = openai:x": "no key"}
+
+
+def test_what_was_said_is_bounded(monkeypatch):
+    monkeypatch.setattr(module, "_MOST_SAID", 3)
+    made = book()
+    made.book.rules({str(number): "openai:x" for number in range(9)}, dict)
+    assert len(made.said) == 9
+    assert len(made.book._said) == 3

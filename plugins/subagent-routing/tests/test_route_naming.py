@@ -22,16 +22,16 @@ def test_every_other_byte_stays(others, model, place, indent):
     pairs = list(others.items())
     pairs.insert(place, ("model", "openai:gpt-5"))
     body = json.dumps(dict(pairs), indent=indent or None, ensure_ascii=bool(indent)).encode()
-    changed = with_model(body, model)
+    changed = with_model(body, "openai:gpt-5", model)
     assert changed is not None
     assert json.loads(changed) == {**dict(pairs), "model": model}
     start = changed.index(json.dumps(model).encode(), max(0, body.index(b'"openai:gpt-5"')))
     assert changed[:start] + b'"openai:gpt-5"' + changed[start + len(json.dumps(model)) :] == body
 
 
-@pytest.mark.parametrize("body", [b"{}", b"[]", b"", b'{"models":"x"}'])
-def test_where_none_is_named_none_is_put(body):
-    assert with_model(body, "claude-opus-5-5") is None
+@pytest.mark.parametrize("body", [b"{}", b"[]", b"", b'{"models":"x"}', b'{"model":"y"}', b'{"model":null}'])
+def test_where_it_is_not_named_none_is_put(body):
+    assert with_model(body, "x", "claude-opus-5-5") is None
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -70,8 +71,10 @@ class World:
         extra = client + "".join(f"{name}: {value}\r\n" for name, value in fields.items() if value)
         userinfo = how.pop("userinfo", self.scope.userinfo)
         stream = await self.rig.tls(userinfo=userinfo)
-        target = path or "/v1/messages?beta=true"
-        await stream.send_all(request(target, body=json.dumps(body).encode(), extra=extra, **how))
+        target, sent = path or "/v1/messages?beta=true", json.dumps(body).encode()
+        if how.pop("coding", ""):
+            sent, extra = gzip.compress(sent), f"{extra}Content-Encoding: gzip\r\n"
+        await stream.send_all(request(target, body=sent, extra=extra, **how))
         with trio.fail_after(20):
             answer = await read_response(stream)
         await stream.aclose()
@@ -453,6 +456,16 @@ async def test_case_39_a_rule_whose_provider_has_no_key_is_refused_and_says_so(w
         assert len(w.events("route_refused")) == 1
 
 
+async def test_case_39_a_launchs_own_rule_is_refused_aloud_too(world):
+    async with world({}) as w:
+        w.scope = replace(w.scope, id=new_id(), settings={"routes": {"Explore": "nobody:x"}})
+        w.scope.save(w.rig.proxy.paths.scopes)
+        assert routed(await w.agent("a1", type="Explore")) == ""
+        (event,) = await w.told("route_refused")
+        assert (event["rule"], event["reason"][:25]) == ("Explore = nobody:x", "'nobody:x': no provider '")
+        assert w.decision.reason == event["reason"]
+
+
 async def test_case_39_without_proof_no_key_of_ours_is_used(world):
     async with world() as w:
         await w.main(("code-reviewer", "review it"))
@@ -667,6 +680,29 @@ async def test_what_asks_for_anothers_model_and_goes_to_claude_asks_for_the_main
         assert sent.replace(asked_of_claude(w), "claude-on-gpt") == json.dumps(
             {**_body([_user("main")], "Be of use."), "tools": TOOLS, "model": "claude-on-gpt"}
         )
+
+
+async def test_a_provider_at_the_clients_own_upstream_is_asked_for_its_own_model(world):
+    def own(port):
+        return [Provider(port, as_client=True)]
+
+    async with world({}, providers=own) as w:
+        await w.main(model="claude-haiku-4-5")
+        answer = await w.agent("a1", type="Explore", model="elsewhere:claude-opus-4-5")
+        assert (answer.status, asked_of_claude(w)) == (200, "claude-opus-4-5")
+        assert w.decision.outcome == ROUTED
+
+
+async def test_a_body_with_a_coding_is_understood(world):
+    async with world({}) as w:
+        await w.main(model="claude-haiku-4-5")
+        zipped = {"coding": "gzip"}
+        assert routed(await w.agent("a1", type="Explore", model="elsewhere:own", send=zipped)) == "elsewhere:own"
+        await w.change_providers()
+        later = (_said("Hello"), _user("x"))
+        answer = await w.agent("a1", type="Explore", model="elsewhere:own", history=later, send=zipped)
+        assert (routed(answer), asked_of_claude(w)) == ("", "claude-haiku-4-5")
+        assert w.rig.origin.requests[-1].header("content-encoding") is None
 
 
 async def test_when_the_provider_fails_claude_is_asked_for_a_model_that_it_has(world):
