@@ -2,7 +2,7 @@
 
 They refuse what the real ones are documented to refuse, are scripted like ``dbproxy.testing.origin``, and record every
 request. ``ChatDialect``, ``ResponsesDialect``, ``GeminiDialect`` and ``MessagesDialect`` are how they speak, for the
-conformance kit. None of it shares code with the codecs that it judges.
+conformance kit; ``open_anybody`` makes a server of any dialect. None of it shares code with the codecs that it judges.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dbproxy.testing.providers.gemini import GeminiDialect
 from dbproxy.testing.providers.messages import MessagesDialect
 from dbproxy.testing.providers.responses import ResponsesDialect
 from dbproxy.testing.providers.scenarios import MARKER
-from dbproxy.testing.providers.server import GEMINI_KEY, OPENAI_KEY, open_gemini, open_openai
+from dbproxy.testing.providers.server import GEMINI_KEY, OPENAI_KEY, open_anybody, open_gemini, open_openai
 
 __all__ = [
     "GEMINI_KEY",
@@ -24,6 +24,7 @@ __all__ = [
     "GeminiDialect",
     "MessagesDialect",
     "ResponsesDialect",
+    "open_anybody",
     "open_gemini",
     "open_openai",
 ]

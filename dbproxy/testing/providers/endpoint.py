@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from dbproxy.model.codecs.request import Call, Text, Thinking
 from dbproxy.testing.codecs.dialect import Counts
@@ -30,8 +30,8 @@ _END: Final = re.compile(rb"(?<=\n\n)|(?<=\r\n\r\n)")
 class Endpoint(ABC):
     """One path of one API."""
 
-    name: ClassVar[str]
-    dialect: ClassVar[Dialect]
+    name: str
+    dialect: Dialect
 
     @abstractmethod
     def takes(self, request: Received) -> bool:

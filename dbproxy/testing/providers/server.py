@@ -1,4 +1,4 @@
-"""The fake providers as servers: `open_openai` and `open_gemini`, on the machinery of the fake Messages API.
+"""The fake providers as servers: `open_openai`, `open_gemini` and `open_anybody`.
 
 Owns `ProviderApi`, which decides what an API answers. Sockets, framing, pace, recording and scripts are
 ``dbproxy.testing.origin``'s; a script is the same file for all of them.
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from dbproxy.testing.origin.api import Api
 from dbproxy.testing.origin.script import Answer, Script, document, script_from
 from dbproxy.testing.origin.server import open_origin
+from dbproxy.testing.providers.anybody import Anybody
 from dbproxy.testing.providers.endpoint import body_of, refusal, spelled, with_field
 from dbproxy.testing.providers.gemini_api import Gemini
 from dbproxy.testing.providers.objections import Objection
@@ -21,6 +22,7 @@ from dbproxy.testing.providers.scenarios import SCENARIOS
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
+    from dbproxy.testing.codecs.dialect import Dialect
     from dbproxy.testing.origin.received import Received
     from dbproxy.testing.origin.scenarios import Scenario
     from dbproxy.testing.origin.server import Origin
@@ -122,6 +124,15 @@ async def open_gemini(
     """Run a fake Gemini API: generateContent under ``prefix``/v1beta. Arguments as in `open_openai`."""
     known = {"models": models} if models is not None else {}
     async with open_provider(script, (Gemini(prefix=prefix, **known),), key, **how) as origin:
+        yield origin
+
+
+@asynccontextmanager
+async def open_anybody(
+    dialect: Dialect, path: str, script: Any = None, *, field: str = "", key: str = "", **how: Any
+) -> AsyncIterator[Origin]:
+    """Run a fake server of any dialect: answers to POST ``path``, if the header ``field`` holds ``key``."""
+    async with open_provider(script, (Anybody(dialect, path, field=field),), key, **how) as origin:
         yield origin
 
 
