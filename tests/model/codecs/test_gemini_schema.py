@@ -209,6 +209,7 @@ KEYWORDS = [
     ({"type": "object", "additionalProperties": True}, {"type": "object"}),
     ({"prefixItems": [{"const": "a"}, {"const": "a"}]}, {"type": "array", "items": {"type": "string", "enum": ["a"]}}),
     ({"type": "STRING"}, {"type": "string"}),
+    ({"type": "string", "format": 5}, {"type": "string"}),
     ({"type": "string", "title": "T", "examples": ["x"], "deprecated": True}, {"type": "string", "title": "T"}),
 ]
 

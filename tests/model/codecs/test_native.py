@@ -113,6 +113,7 @@ def test_a_claude_without_budgets_gets_an_effort():
     assert body["output_config"] == {"effort": "xhigh"}
     assert body["tool_choice"] == {"type": "auto"}
     assert "temperature" not in body
+    assert len(translation.notes) == 3
     # What it has by itself stays.
     kept = ask(user("hi"), thinking={"type": "adaptive"}, output_config={"effort": "max"})
     assert to_native(kept, for_claude(OPUS)) == {**kept, "model": "claude-haiku-4-5"}
@@ -120,8 +121,26 @@ def test_a_claude_without_budgets_gets_an_effort():
 
 def test_a_claude_that_cannot_do_without_thinking_is_not_told_to():
     asked = ask(user("hi"), thinking={"type": "disabled"})
-    assert "thinking" not in to_native(asked, for_claude(OPUS))
+    translation = for_claude(OPUS)
+    assert "thinking" not in to_native(asked, translation)
+    assert translation.notes == ["thinking stayed on: the model cannot be told to do without"]
     assert to_native(asked, for_claude(HAIKU))["thinking"] == {"type": "disabled"}
+
+
+def test_without_thinking_an_effort_is_high_at_most():
+    asked = ask(user("hi"), thinking={"type": "disabled"}, output_config={"effort": "max"})
+    translation = for_claude(capabilities("anthropic", "claude-opus-5"))
+    assert to_native(asked, translation)["output_config"] == {"effort": "high"}
+    assert translation.notes == ["effort max became high"]
+
+
+def test_a_claude_of_whose_efforts_nothing_is_known_gets_none():
+    body = to_native(
+        ask(user("hi"), thinking={"type": "enabled", "budget_tokens": 2000}),
+        for_claude(Capabilities(api="messages", thinking="adaptive")),
+    )
+    assert body["thinking"] == {"type": "adaptive"}
+    assert "output_config" not in body
 
 
 def test_no_room_for_thinking_means_none():
@@ -150,6 +169,13 @@ def test_system_messages_stand_behind_the_results_of_calls():
         assistant("x"),
         user(said),
     ]
+
+
+def test_system_messages_between_two_turns_of_the_assistants_have_a_turn_of_their_own():
+    note, nothing = {"role": "system", "content": "note"}, {"role": "system", "content": []}
+    said = text("<system-reminder>\nnote\n</system-reminder>")
+    body = to_native(ask(note, assistant("a"), note, assistant("b"), user("c"), nothing), for_claude(HAIKU))
+    assert body["messages"] == [user(said), assistant("a"), user(said), assistant("b"), user("c")]
 
 
 # ---- other servers
@@ -210,6 +236,10 @@ def test_others_get_what_they_know_and_nothing_else():
 def test_case_01_others_get_no_billing_line_of_a_system_string():
     assert to_native(ask(user("hi"), system=f"{BILLING}\nBe brief."), for_others())["system"] == "Be brief."
     assert "system" not in to_native(ask(user("hi"), system=BILLING), for_others())
+
+
+def test_an_answer_that_is_begun_goes_to_others_as_it_is():
+    assert to_native(ask(user("hi"), assistant("{")), for_others())["messages"][-1] == assistant("{")
 
 
 def test_cache_marks_go_where_they_are_refused():
