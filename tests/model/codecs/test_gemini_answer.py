@@ -48,8 +48,8 @@ def blocks(heard) -> list[tuple]:
 
 
 def test_case_43_gemini_a_stream_of_text():
-    heard = from_gemini(chunk(say("Hel")), chunk(say("lo")), chunk(say(""), finish="STOP", usageMetadata=USAGE))
-    assert blocks(heard) == [("text", "Hello")]
+    heard = from_gemini(chunk(say("Good ")), chunk(say("day")), chunk(say(""), finish="STOP", usageMetadata=USAGE))
+    assert blocks(heard) == [("text", "Good day")]
     assert heard.message["stop_reason"] == "end_turn"
     events = [line for line in heard.raw.split(b"\n") if line.startswith(b"event: ")]
     assert [event[7:].decode() for event in events] == [
@@ -76,8 +76,8 @@ def test_case_44_gemini_the_first_chunks_text_is_not_lost():
 
 
 def test_case_45_gemini_thoughts_come_before_the_text_in_a_block_of_their_own():
-    heard = from_gemini(chunk(think("h")), chunk(think("m"), say("Hel")), chunk(say("lo"), finish="STOP"))
-    assert blocks(heard) == [("thinking", "hm"), ("text", "Hello")]
+    heard = from_gemini(chunk(think("h")), chunk(think("m"), say("Good ")), chunk(say("day"), finish="STOP"))
+    assert blocks(heard) == [("thinking", "hm"), ("text", "Good day")]
 
 
 def test_case_46_gemini_text_around_a_call():
@@ -139,7 +139,7 @@ def test_case_77_gemini_ids_that_the_messages_api_does_not_allow_are_spelled_oth
 
 def test_stop_sequences_that_gemini_does_not_know_end_the_answer():
     translation = for_gemini(stops=("END",))
-    heard = from_gemini(chunk(say("one E")), chunk(say("ND two")), translation=translation)
+    heard = from_gemini(chunk(say("one EN")), chunk(say("D two")), translation=translation)
     assert heard.text == "one "
     assert (heard.message["stop_reason"], heard.message["stop_sequence"]) == ("stop_sequence", "END")
 

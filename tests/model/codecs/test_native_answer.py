@@ -77,8 +77,8 @@ def blocks(heard) -> list[tuple]:
 
 
 def test_case_43_native_a_stream_of_text_with_our_id_and_the_clients_model():
-    heard = from_native(start(), begin(0), say(0, "Hel"), {"type": "ping"}, say(0, "lo"), over(0), last(), STOP)
-    assert blocks(heard) == [("text", "Hello")]
+    heard = from_native(start(), begin(0), say(0, "Good "), {"type": "ping"}, say(0, "day"), over(0), last(), STOP)
+    assert blocks(heard) == [("text", "Good day")]
     assert (heard.message["model"], heard.message["stop_reason"]) == ("claude-sonnet-5-5", "end_turn")
     assert heard.message["id"] == "routed_msg_01up"
 
