@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from chattalk import DONE, USAGE, a_translation, chunk, heard
+from chattalk import DONE, USAGE, a_translation, chunk, document, heard
 
 CONTENT = chunk({"content": "Hello"})
 STOP = chunk({}, "stop")
@@ -365,6 +365,12 @@ def test_citations_stand_at_their_text():
         }
     ]
     assert len(answer.content) == 1
+
+
+def test_citations_in_a_document_stand_at_its_text_though_calls_follow():
+    call = {"id": "c1", "function": {"name": "Read", "arguments": "{}"}}
+    answer = document({"content": "Hello", "tool_calls": [call], "annotations": [CITED]}, "tool_calls")
+    assert [len(block.get("citations", ())) for block in answer.content] == [1, 0]
 
 
 def test_what_a_web_search_found_is_a_result_that_the_client_can_list():

@@ -123,8 +123,8 @@ class ChatReader:
         if data.strip() == b"[DONE]":
             self._finish()
             return None
-        value, self_split = shapes.parse_halves(data)
-        self._split = self._split or self_split
+        value, halves = shapes.parse_halves(data)
+        self._split = self._split or halves
         if value is None and data.lstrip().startswith(b"{"):
             self._broken("a chunk that is no JSON")
             return None
@@ -161,13 +161,13 @@ class ChatReader:
         if delta.refusal:
             self._refusal.append(delta.refusal)
             self._text(delta.refusal)
+        if delta.annotations:
+            self._cite(delta.annotations)
         if delta.tool_calls:
             for place, call in enumerate(delta.tool_calls):
                 self._call(place, call)
         if delta.function_call is not None:
             self._call(0, chunks.ToolCall(function=delta.function_call))
-        if delta.annotations:
-            self._cite(delta.annotations)
 
     def _parts(self, parts: list[Any]) -> None:
         """A content in parts (Mistral's thoughts come so)."""
