@@ -59,7 +59,7 @@ soak *ARGS: clients
 
 # case 95 at length, for the nightly run: 100,000 upstream streams through every codec, or DBPROXY_TEST_FUZZ of them
 fuzz *ARGS:
-    DBPROXY_TEST_FUZZ="${DBPROXY_TEST_FUZZ:-100000}" "{{ python }}" -m pytest tests/model/codecs/test_fuzz.py "$@"
+    DBPROXY_TEST_FUZZ="${DBPROXY_TEST_FUZZ:-100000}" "{{ python }}" -m pytest -o faulthandler_timeout=0 tests/model/codecs/test_fuzz.py "$@"
 
 # speed and memory beside the peers
 bench *ARGS:

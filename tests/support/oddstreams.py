@@ -131,7 +131,7 @@ CHAT = [
     ),
     chat(
         "think tags over chunks",
-        *(chunk({"content": piece}) for piece in ("<th", "ink>H", "m</thi", "nk>\n\nH", "i")),
+        *(chunk({"content": piece}) for piece in ("<think", ">H", "m</think", ">\n\nH", "i")),
         STOP,
         DONE,
         content=[(THOUGHT, "Hm"), (TEXT, "Hi")],

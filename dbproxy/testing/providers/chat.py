@@ -30,7 +30,7 @@ def usage(counts: Counts) -> dict[str, Any]:
         "prompt_tokens": prompt,
         "completion_tokens": counts.output,
         "total_tokens": prompt + counts.output,
-        "prompt_tokens_details": {"cached_tokens": counts.cache_read, "audio_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": counts.cache_read, "cache_write_tokens": 0, "audio_tokens": 0},
         "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0},
     }
 

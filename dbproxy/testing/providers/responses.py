@@ -26,7 +26,7 @@ def usage(counts: Counts) -> dict[str, Any]:
     read = counts.input + counts.cache_read
     return {
         "input_tokens": read,
-        "input_tokens_details": {"cached_tokens": counts.cache_read},
+        "input_tokens_details": {"cached_tokens": counts.cache_read, "cache_write_tokens": 0},
         "output_tokens": counts.output,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": read + counts.output,
@@ -46,7 +46,8 @@ class ResponsesSpeech(Speech):
     """One answer as events. A reasoning item carries ciphertext if the client asked for it (``sealed``)."""
 
     def __init__(self, *, model: str, id: str, sealed: bool = True) -> None:
-        self._base = {"id": id, "object": "response", "created_at": 1_790_000_000, "model": model, "error": None}
+        base = {"id": id, "object": "response", "created_at": 1_790_000_000, "model": model, "error": None}
+        self._base = {**base, "parallel_tool_calls": True, "tool_choice": "auto", "tools": []}
         self._sealed = sealed
         self._number = 0
         self._items: list[_Item] = []
