@@ -412,6 +412,16 @@ def test_of_a_project_file_only_what_is_followed_can_be_wrong(env, user_file, pr
     assert bool(news.problem) == bool(words)
 
 
+def test_a_look_that_broke_off_is_made_up_for(env, user_file, project, monkeypatch):
+    user_file.write_text('[routes]\na = "b"\n')
+    files = FollowedFiles(user_file, env)
+    with monkeypatch.context() as patched:
+        patched.setattr("dbproxy.config.following.find_project_file", None)
+        with pytest.raises(TypeError):
+            files.look((str(project),))
+    assert [news.folder for news in files.look((str(project),))] == ["", str(project)]
+
+
 @pytest.mark.parametrize("folder", ["", "relative", "/nowhere/at/all", "/\0", "/proc/self/mem"])
 def test_odd_folders_do_no_harm(env, user_file, folder):
     files = FollowedFiles(user_file, env)

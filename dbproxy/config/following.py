@@ -53,9 +53,13 @@ class FollowedFiles:
 
     def look(self, folders: Collection[str]) -> list[News]:
         """What is new since the last look, the first time everything. ``folders`` are the launches' directories."""
-        found = [self._user()]
-        trust = _stamp(self._trust)
-        found += [self._project(folder, trust) for folder in folders]
+        try:
+            found = [self._user()]
+            trust = _stamp(self._trust)
+            found += [self._project(folder, trust) for folder in folders]
+        except BaseException:
+            self._seen.clear()  # what was read is lost: next time it is news again
+            raise
         for gone in self._seen.keys() - {"", *folders}:
             del self._seen[gone]
         return [news for news in found if news is not None]

@@ -141,7 +141,6 @@ def _leave_out(found: Imported, present: Mapping[str, Any], target: Path) -> Non
             doubles = [name for name in value if name.lower() in names]
             found.skipped += [f"providers.{name}: {target} says it already" for name in doubles]
             found.settings[key] = value = {name: table for name, table in value.items() if name not in doubles}
-            found.keys = {name: secret for name, secret in found.keys.items() if name in value}
             if value:
                 continue
         elif key == "routes":
@@ -150,6 +149,8 @@ def _leave_out(found: Imported, present: Mapping[str, Any], target: Path) -> Non
         else:
             found.skipped.append(f"{key}: {target} says it already")
         del found.settings[key]
+    left = found.settings.get("providers", {})
+    found.keys = {name: secret for name, secret in found.keys.items() if name in left}
 
 
 def _key_files(found: Imported, folder: Path) -> dict[Path, str]:
