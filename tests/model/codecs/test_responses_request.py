@@ -336,6 +336,12 @@ def test_the_servers_search_becomes_the_apis() -> None:
     assert body["include"] == ["web_search_call.action.sources", "reasoning.encrypted_content"]
 
 
+def test_a_search_needs_more_than_the_least_effort() -> None:
+    fields = {"thinking": {"type": "disabled"}}
+    assert sent(ask(user("hi"), **fields), a_translation("gpt-5"))["reasoning"]["effort"] == "minimal"
+    assert sent(ask(user("hi"), tools=[SEARCH], **fields), a_translation("gpt-5"))["reasoning"]["effort"] == "low"
+
+
 def test_a_choice_of_the_search_among_other_tools_names_it() -> None:
     body = sent(ask(user("hi"), tools=[a_tool(), SEARCH], tool_choice={"type": "tool", "name": "web_search"}))
     assert body["tool_choice"] == {"type": "allowed_tools", "mode": "required", "tools": [{"type": "web_search"}]}

@@ -94,7 +94,7 @@ def told_back(body: dict[str, Any], names: ToolNames) -> list[tuple[Any, ...]]:
     return found
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(conversations())
 def test_case_94_responses_a_conversation_comes_back_as_it_was(messages: list[dict[str, Any]]) -> None:
     translation = a_translation()
@@ -111,7 +111,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(
@@ -230,14 +230,14 @@ def fed(data: list[tuple[bytes, bytes]], **fields: Any) -> Heard:
     return Heard(writer.take(), writer)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(EVENTS, max_size=12), st.booleans(), st.booleans())
 def test_any_events_are_an_answer_or_one_error(events: list[Any], single: bool, reliable: bool) -> None:
     capabilities = replace(GPT, reliable_json=reliable)
     fed([(b"", json.dumps(event).encode()) for event in events], single=single, capabilities=capabilities)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     st.lists(
         st.tuples(
@@ -251,7 +251,7 @@ def test_any_bytes_are_an_answer_or_one_error(data: list[tuple[bytes, bytes]]) -
     fed(data)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     st.one_of(
         st.binary(max_size=60),

@@ -4,8 +4,9 @@ Owns what the events and items mean. Pure; never raises, whatever comes. Invaria
 whole is told once; what came only whole is told; an answer that has no end of its own is not complete; of two accounts
 of a thought (summary and text) the first is told.
 
-How items are told apart: by ``output_index``, since gateways change the ids of items on the way; by id where there is
-no index; by kind where there is neither. Sources: API facts 5.2, seed-001 4.1 and 4.2.
+How items are told apart: by id, and by place (``output_index``) where nobody knows the id, since there are servers with
+one place for everything and gateways with a new id for every event; by kind where there is neither. Sources: API facts
+5.2, seed-001 4.1 and 4.2.
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ class _Answer:
             arguments = so_far
         item.arguments = [arguments]
         if not arguments.strip() or is_object(arguments):
-            self.writer.complete(item.key, arguments if arguments.strip() else None)
+            self.writer.complete(item.key, arguments)
         else:
             self.writer.call(item.key, arguments=arguments[len(so_far) :])
 
@@ -255,22 +256,16 @@ class _Answer:
         return streamed[nth] if nth < len(streamed) else None
 
     def _count(self, usage: dict[str, Any]) -> None:
-        given, read = (
-            shapes.mapping(usage.get("input_tokens_details")),
-            shapes.mapping(usage.get("output_tokens_details")),
-        )
-        total, cached, written = (
-            _tokens(usage.get("input_tokens")),
-            _tokens(given.get("cached_tokens")),
-            _tokens(given.get("cache_write_tokens")),
-        )
+        details = shapes.mapping(usage.get("input_tokens_details"))
+        total, cached = _tokens(usage.get("input_tokens")), _tokens(details.get("cached_tokens"))
+        written = _tokens(details.get("cache_write_tokens"))
         self.writer.usage(
             # A prompt of no tokens is none: the server does not count.
             input=max(0, total - (cached or 0) - (written or 0)) if total else None,
             output=_tokens(usage.get("output_tokens")),
             cache_read=cached,
             cache_write=written,
-            thinking=_tokens(read.get("reasoning_tokens")),
+            thinking=_tokens(shapes.mapping(usage.get("output_tokens_details")).get("reasoning_tokens")),
         )
 
     def _strange(self, kind: str) -> None:

@@ -89,8 +89,11 @@ def _put_thinking(body: dict[str, Any], request: Request, translation: Translati
     # Without it the reasoning would be gone at the next turn, since nothing is stored.
     body.setdefault("include", []).append("reasoning.encrypted_content")
     word = effort.nearest(request.effort, efforts)
+    if word == "minimal" and request.server_tools:
+        word = effort.nearest("low", efforts)  # with the least the API refuses its search (guide to web search)
     if word:
-        # A model that does not think has nothing to sum up.
+        # A model that does not think has nothing to sum up. Organisations that are not verified get no summaries, and
+        # a refusal (OpenHands software-agent-sdk#987): they name ``reasoning.summary`` among what is refused.
         body["reasoning"] = {"effort": word} if word == "none" else {"effort": word, "summary": "auto"}
     if word != request.effort:
         translation.note(f"effort {request.effort} became {word or 'the default'}, what the model allows")
@@ -246,7 +249,7 @@ class _Input:
 
     def _said(self, text: str, *, goes_on: bool) -> dict[str, Any]:
         # As a plain string: parts of the model's own (``output_text``) need the id of an item that nobody keeps, and
-        # servers that hold on to the types refuse them without.
+        # servers that hold on to the types, as vLLM does, refuse them without (MiaAI-Lab DeepSeek-v4-Flash#138).
         found: dict[str, Any] = {"type": "message", "role": "assistant", "content": text}
         translation = self._translation
         phase = phase_of(translation.vault.get(phase_key(text), translation.family)) if translation.vault else None

@@ -1,7 +1,7 @@
 """JSON schemas as the API takes them: arrays that say what is in them.
 
 Pure; never changes what it is given. Invariant: a schema that needs nothing comes back as it is. Source: the API
-refuses a function with an array that has no ``items`` ("array schema missing items": spectacl#402, mcphost#35), which
+refuses a function with an array that has no ``items`` ("array schema missing items": spacectl#402, mcphost#35), which
 servers of tools often leave out.
 """
 
@@ -36,7 +36,7 @@ def _with_items(node: Any, depth: int) -> Any:
             inner = _named(value, depth) if name in _MAPS and isinstance(value, dict) else _with_items(value, depth + 1)
             if inner is not value:
                 found = {**found, name: inner}
-    if _is(node, "array") and "items" not in node and "prefixItems" not in node:
+    if _is_array(node) and "items" not in node and "prefixItems" not in node:
         found = {**found, "items": {}}
     return found
 
@@ -47,6 +47,6 @@ def _named(schemas: dict[str, Any], depth: int) -> dict[str, Any]:
     return schemas if all(changed[name] is schemas[name] for name in schemas) else changed
 
 
-def _is(node: dict[str, Any], kind: str) -> bool:
+def _is_array(node: dict[str, Any]) -> bool:
     type = node.get("type")
-    return type == kind or (isinstance(type, list) and kind in type)
+    return type == "array" or (isinstance(type, list) and "array" in type)
