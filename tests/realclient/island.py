@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-PLAIN_PORT = 8081
+PLAIN_PORT, OPENAI_PORT, GEMINI_PORT = 8081, 8082, 8083
 KEY = "sk-ant-api03-" + "dummy"
 # Telemetry, updates and error reports off: "quiet" in the client facts.
 QUIET = {
@@ -90,6 +90,8 @@ class Story:
     steps: Sequence[Step]
     asked: Sequence[str]
     requests: Sequence[Request]
+    openai: Sequence[Request] = ()  # what other providers' fake APIs received
+    gemini: Sequence[Request] = ()
 
     @property
     def messages(self) -> list[Request]:
@@ -103,7 +105,7 @@ class Story:
         lines = [repr(step) for step in self.steps]
         lines += [
             f"{r.about['method']} {r.about['target']} {r.about['role']} {r.about['answer']['status']}"
-            for r in self.requests
+            for r in (*self.requests, *self.openai, *self.gemini)
         ]
         return "\n" + "\n".join([*lines, f"asked for {sorted(set(self.asked))}"])
 
@@ -201,13 +203,19 @@ class Island:
         }
         return made if keys is None else made | {"keys": list(keys)}
 
-    def run(self, script: Mapping[str, Any], *steps: dict[str, Any]) -> Story:
-        """Runs the steps on the island against a fake API that follows the script."""
+    def run(
+        self, script: Mapping[str, Any], *steps: dict[str, Any], providers: Mapping[str, Any] | None = None
+    ) -> Story:
+        """Runs the steps on the island against a fake API that follows the script; ``providers`` is the script of the
+        fake OpenAI and Gemini beside it."""
         out = self.folder / "out"
         out.mkdir(exist_ok=True)
         plan = out / "plan.json"
         origin = {"script": dict(script), "tls_port": 443, "port": PLAIN_PORT}
-        plan.write_text(json.dumps({"out": str(out), "origin": origin, "steps": steps}))
+        whole: dict[str, Any] = {"out": str(out), "origin": origin, "steps": steps}
+        if providers is not None:
+            whole["providers"] = {"script": providers, "openai_port": OPENAI_PORT, "gemini_port": GEMINI_PORT}
+        plan.write_text(json.dumps(whole))
         keep = {ROOT, self.folder, Path(sys.base_prefix), Path(sys.prefix), self.client.folder}
         node = find_node()
         if node is not None:
@@ -228,7 +236,8 @@ class Island:
         )
         assert result.returncode == 0, f"the island failed ({result.returncode}):\n{result.stdout}\n{result.stderr}"
         told = json.loads((out / "result.json").read_text())
-        return Story([Step(**step) for step in told["steps"]], told["asked"], read_record(out / "record"))
+        received = (read_record(out / folder) for folder in ("record", "providers/openai", "providers/gemini"))
+        return Story([Step(**step) for step in told["steps"]], told["asked"], *received)
 
 
 def read_record(folder: Path) -> list[Request]:

@@ -2,10 +2,12 @@
 
     python voyage.py PLAN.json        (isolate.py runs this; the plan is written by island.py)
 
-Plan: {"out": folder, "origin": {"script": ..., "tls_port": 443, "port": 8081}, "steps": [step, ...]}.
+Plan: {"out": folder, "origin": {"script": ..., "tls_port": 443, "port": 8081}, "steps": [step, ...]}, and with
+"providers": {"script": ..., "openai_port": 8082, "gemini_port": 8083} other providers' fake APIs beside it.
 Step: {"command": [...], "env": {...}, "cwd": ..., "seconds": limit, "keys": [...] for a terminal}.
 A key is text to type, {"wait": text} until the screen showed it since the last typing, or {"sleep": seconds}.
-Leaves in the folder: result.json, record/ (what the fake API received), ca.pem (what its clients must trust).
+Leaves in the folder: result.json, record/ (what the fake API received), providers/openai and providers/gemini (what
+those received), ca.pem (what the fake API's clients must trust).
 Imports the standard library and fakedns alone.
 """
 
@@ -29,7 +31,7 @@ from typing import Any
 
 from fakedns import FakeDns
 
-_ORIGIN_START = 30.0
+_START = 30.0
 _TERMINAL = struct.pack("HHHH", 50, 160, 0, 0)
 _ESCAPES = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[PX^_][^\x1b]*\x1b\\|\x1b.")
 
@@ -37,17 +39,29 @@ _ESCAPES = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\
 def start_origin(plan: dict[str, Any], out: Path) -> subprocess.Popen[bytes]:
     """The fake API as a process of its own; returns once it listens."""
     wanted = plan["origin"]
-    script = out / "script.json"
-    script.write_text(json.dumps(wanted["script"]))
-    command = [sys.executable, "-m", "dbproxy.testing.origin", "--script", str(script), "--until-eof"]
-    command += ["--tls-port", str(wanted["tls_port"]), "--port", str(wanted["port"])]
-    command += ["--record", str(out / "record"), "--ca", str(out / "ca.pem")]
-    log = (out / "origin.log").open("wb")
+    ports = ["--tls-port", str(wanted["tls_port"]), "--port", str(wanted["port"])]
+    return _start(
+        "origin", wanted["script"], [*ports, "--record", str(out / "record"), "--ca", str(out / "ca.pem")], out
+    )
+
+
+def start_providers(plan: dict[str, Any], out: Path) -> subprocess.Popen[bytes]:
+    """Other providers' fake APIs, in the same way."""
+    wanted = plan["providers"]
+    ports = ["--openai-port", str(wanted["openai_port"]), "--gemini-port", str(wanted["gemini_port"])]
+    return _start("providers", wanted["script"], [*ports, "--record", str(out / "providers")], out)
+
+
+def _start(name: str, script: Any, arguments: list[str], out: Path) -> subprocess.Popen[bytes]:
+    file = out / f"{name}.script.json"
+    file.write_text(json.dumps(script))
+    command = [sys.executable, "-m", f"dbproxy.testing.{name}", "--script", str(file), "--until-eof", *arguments]
+    log = (out / f"{name}.log").open("wb")
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=out)
     assert process.stdout is not None
-    ready, _, _ = select.select([process.stdout], [], [], _ORIGIN_START)
+    ready, _, _ = select.select([process.stdout], [], [], _START)
     if not ready or not process.stdout.readline():
-        raise SystemExit("the fake API did not start: " + (out / "origin.log").read_text())
+        raise SystemExit(f"{name} did not start: " + (out / f"{name}.log").read_text())
     return process
 
 
@@ -168,7 +182,9 @@ def main(plan_file: str) -> int:
     plan = json.loads(Path(plan_file).read_text())
     out = Path(plan["out"])
     dns = FakeDns()
-    origin = start_origin(plan, out)
+    servers = [start_origin(plan, out)]
+    if "providers" in plan:
+        servers.append(start_providers(plan, out))
     results = []
     for step in plan["steps"]:
         begin = time.monotonic()
@@ -177,9 +193,10 @@ def main(plan_file: str) -> int:
         except OSError as error:
             result = {"code": 127, "late": False, "stdout": "", "stderr": f"voyage: {error}"}
         results.append(result | {"seconds": round(time.monotonic() - begin, 3)})
-    assert origin.stdin is not None
-    origin.stdin.close()  # ends it after everything is written
-    origin.wait(20)
+    for server in servers:
+        assert server.stdin is not None
+        server.stdin.close()  # ends it after everything is written
+        server.wait(20)
     (out / "result.json").write_text(json.dumps({"steps": results, "asked": dns.asked}))
     return 0
 
