@@ -397,7 +397,7 @@ CHECKS = {
 MODELS = [
     *(
         ("openai", "chat", model)
-        for model in ("gpt-4o", "gpt-4.1-mini", "gpt-5", "gpt-5.1", "gpt-5.5", "o3", "o4-mini")
+        for model in ("gpt-4o", "gpt-4.1-mini", "gpt-5", "gpt-5.1", "gpt-5.5", "gpt-5.6-sol", "o3", "o4-mini")
     ),
     *(
         ("openai", "responses", model)

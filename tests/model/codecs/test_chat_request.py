@@ -292,6 +292,13 @@ def test_an_effort_is_left_out_beside_tools_where_chat_refuses_both():
     assert "reasoning_effort" in sent(ask(user("hi"), thinking={"type": "adaptive"}), translation)
 
 
+@pytest.mark.parametrize("asked", [{"thinking": {"type": "adaptive"}}, {}])
+def test_a_model_that_always_thinks_is_told_not_to_where_chat_refuses_tools_beside_it(asked):
+    translation = a_translation(efforts=("none", "low", "high"), tools_with_effort=False)
+    assert sent(ask(user("hi"), tools=[READ], **asked), translation)["reasoning_effort"] == "none"
+    assert bool(translation.notes) is bool(asked)
+
+
 def test_an_effort_is_left_out_with_a_note_where_the_model_takes_none():
     translation = a_translation()
     assert "reasoning_effort" not in sent(ask(user("hi"), thinking={"type": "adaptive"}), translation)

@@ -178,14 +178,20 @@ class _Body:
     def effort(self) -> None:
         """How hard to think, in the model's nearest word."""
         asked = self.request.effort
+        if self.request.tools and not self.can.tools_with_effort:
+            # The newest models have an effort unless they are told otherwise, and refuse tools beside it (litellm
+            # PR#34569).
+            if "none" in self.can.efforts:
+                self.put("reasoning_effort", "none")
+            if asked not in ("", "none"):
+                self.translation.note(f"effort {asked} was left out: in Chat the model takes none beside tools")
+            return
         if not asked:
             return
         word = effort.nearest(asked, self.can.efforts)
         if not word:
             if asked != "none":
                 self.translation.note(f"effort {asked} was left out: the model takes none")
-        elif self.request.tools and not self.can.tools_with_effort:
-            self.translation.note(f"effort {asked} was left out: in Chat the model takes none beside tools")
         elif self.put("reasoning_effort", word) and word != asked:
             self.translation.note(f"effort {asked} became {word}")
 
