@@ -136,9 +136,8 @@ def test_damaged_files_never_overwrite_one_another(path):
 def test_a_file_from_before_routes_gets_their_columns_and_keeps_its_rows(path):
     with connected(path) as connection:
         migrate(connection, path)
-        connection.execute(
-            "INSERT INTO exchange(id, state, started, method, host, path, via) VALUES ('a', 'closed', 1, 'POST', '', '', '')"
-        )
+        columns = "id, state, started, method, host, path, via"
+        connection.execute(f"INSERT INTO exchange({columns}) VALUES ('a', 'closed', 1, 'POST', '', '', '')")
         before = connection.execute("SELECT * FROM exchange").fetchone()
         new = [row[1] for row in connection.execute("PRAGMA table_info(exchange)")]
         for column in ("provider", "route"):
