@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from dbproxy.model.codecs.request import Call, Choice, Document, Image, Result, Text, Thinking, Unroutable
+from dbproxy.model.codecs.vault import join_signature
 from dbproxy.testing.codecs.bench import Failed, expect, require, whole
 from dbproxy.testing.codecs.case import case
 
@@ -350,14 +351,15 @@ def _(bench: Bench) -> None:
     expect([(file.media_type, file.data) for file in files], [("application/pdf", _PDF)], "the files")
 
 
-@case(32, "what Claude thought is told to nobody else")
+@case(32, "what another model thought is told to nobody else")
 def _(bench: Bench) -> None:
-    thought = {"type": "thinking", "thinking": "SECRET THOUGHT", "signature": "ErUB" + "c2ln" * 20}
-    hidden = {"type": "redacted_thinking", "data": "UkVEQUNURUQ="}
-    written = bench.write(_user("go"), _assistant(thought, hidden, "Hello."), _user("on"))
-    for word in (b"SECRET THOUGHT", b"c2lnc2ln", b"UkVEQUNURUQ"):
-        require(word not in written.body, "thinking that another signed was sent")
-    require("Hello." in written.text, "the text beside it is missing")
+    for signature in ("ErUB" + "c2ln" * 20, join_signature("somebody-else", "c2lnc2ln"), ""):
+        thought = {"type": "thinking", "thinking": "SECRET THOUGHT", "signature": signature}
+        hidden = {"type": "redacted_thinking", "data": "UkVEQUNURUQ="}
+        written = bench.write(_user("go"), _assistant(thought, hidden, "Hello."), _user("on"))
+        for word in (b"SECRET THOUGHT", b"c2lnc2ln", b"UkVEQUNURUQ"):
+            require(word not in written.body, "thinking that is not this model's own was sent")
+        require("Hello." in written.text, "the text beside it is missing")
 
 
 @case(36, "empty texts of the history are left out")

@@ -23,7 +23,7 @@ from dbproxy.testing.providers.objections import (
     words,
 )
 
-# Keys of CompletionCreateParams [types]; `functions` and `function_call` are left out: nobody may still send them.
+# Keys of CompletionCreateParams; `functions` and `function_call` are left out: nobody may still send them.
 _TOP: Final = words(
     "audio frequency_penalty logit_bias logprobs max_completion_tokens max_tokens messages metadata modalities model "
     "moderation n parallel_tool_calls prediction presence_penalty prompt_cache_key prompt_cache_options "
@@ -37,7 +37,7 @@ _MESSAGE: Final = {
     "assistant": {"role", "content", "name", "refusal", "tool_calls", "audio"},
     "tool": {"role", "content", "tool_call_id"},
 }
-# Content parts by role [types].
+# Content parts by role.
 _PARTS: Final = {
     "system": {"text"},
     "developer": {"text"},

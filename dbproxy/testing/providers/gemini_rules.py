@@ -41,7 +41,7 @@ _DECLARED: Final = words("name description parameters parametersJsonSchema respo
 # Letters, digits, underscores, colons, dots and dashes, beginning with a letter or an underscore; 64 long, 128 by newer
 # pages [docs]: the shorter counts here.
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_:.-]{0,63}\Z")
-# The Schema message of `parameters` and `responseSchema` [docs, types].
+# The Schema message of `parameters` and `responseSchema` [docs].
 _SCHEMA: Final = words(
     "type format title description nullable enum maxItems minItems properties required minProperties maxProperties "
     "minLength maxLength pattern example anyOf propertyOrdering default items minimum maximum additionalProperties "

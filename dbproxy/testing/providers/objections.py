@@ -1,8 +1,9 @@
 """What a strict server objects to, and the checks that several dialects share.
 
 Owns `Objection` (an error answer on its way) and the helpers that raise it. Pure. Each rule names its source where it
-is applied; a word in brackets says how sure it is: [types] = the official SDK's types of 2026-11, [docs] = the
-provider's documentation, [iss] = error texts that users reported, [facts] = our facts files, [unsure] = not checked.
+is applied, by a fact (seed-001, API facts), a report, or a word: [docs] = the provider's documentation, [iss] = error
+texts that users reported, [unsure] = not checked. Rules about keys, needed values, types and literals, which have no
+mark, follow the official SDKs' types of 2026-11 (openai 3.52.0, google-genai 3.6.1).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-#: Names of functions, and ids of calls as this project sends them [docs, facts 3.3].
+#: Names of functions [docs; seed-001 3.1].
 NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 
 

@@ -24,7 +24,7 @@ from dbproxy.testing.providers.objections import (
 )
 from dbproxy.testing.providers.signatures import SEALED
 
-# Keys of ResponseCreateParams [types]: `stop`, `max_tokens`, `messages` and `top_k` are none of them.
+# Keys of ResponseCreateParams: `stop`, `max_tokens`, `messages` and `top_k` are none of them.
 _TOP: Final = words(
     "access_programs background context_management conversation image include input instructions max_output_tokens "
     "max_tool_calls metadata model moderation parallel_tool_calls previous_response_id prompt prompt_cache_key "
@@ -189,7 +189,7 @@ def _message(item: dict[str, Any], where: str) -> None:
     if not content:
         raise Objection(f"Invalid '{where}.content': empty.", param=f"{where}.content")
     for number, part in enumerate(content if isinstance(content, list) else []):
-        # What the model said is spelled otherwise than what it was given [iss, types].
+        # What the model said is spelled otherwise than what it was given [iss].
         _part(part, _SAID if role == "assistant" else _GIVEN, f"{where}.content[{number}]")
 
 
