@@ -86,9 +86,6 @@ class ProviderApi(Api):
         return spelled(endpoint, asked, chosen)
 
     def _other(self, request: Received) -> Answer:
-        ruled = self.ruled(request)
-        if ruled is not None:
-            return ruled
         if request.method == "GET" and request.path.endswith("/models"):
             return document({"object": "list", "data": [], "models": []})
         return refusal(
