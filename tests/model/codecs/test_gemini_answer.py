@@ -240,6 +240,7 @@ def test_what_is_no_end_of_the_models_own_is_a_failure_that_may_pass(finish):
     before = from_gemini(chunk(finish=finish))
     assert before.writer.failure is not None
     assert before.writer.failure.transient
+    assert finish in before.writer.failure.message
     assert not before.writer.substance
     after = from_gemini(chunk(say("so far")), chunk(finish=finish))
     assert after.error["type"] == "api_error"
@@ -297,7 +298,7 @@ def test_a_context_that_overflows_is_told_in_the_words_on_which_the_client_compa
 
 
 def test_a_chunk_that_is_no_json_is_an_error_and_nothing_behind_the_end_is():
-    assert from_gemini(chunk(say("x")), b'{"candidates": [').error
+    assert from_gemini(chunk(say("x")), b'{"candidates": [', chunk(finish="STOP")).error
     assert from_gemini(b"", chunk(say("x"), finish="STOP"), b"[DONE]", b"garbage").text == "x"
 
 

@@ -188,6 +188,7 @@ KEYWORDS = [
     ({"enum": ["a", "", "b"]}, {"type": "string", "enum": ["a", "b"]}),
     ({"type": "string", "enum": []}, {"type": "string"}),
     ({"enum": [1, 2]}, {"type": "integer", "enum": [1, 2]}),
+    ({"type": "number", "enum": [1, True, "2"]}, {"type": "number", "enum": [1]}),
     ({"enum": ["a", None]}, {"type": ["string", "null"], "enum": ["a"]}),
     ({"const": True}, {"type": "boolean", "description": "(one of: true)"}),
     (
