@@ -36,6 +36,7 @@ _NUMBERS: Final = re.compile(_NUMBER)
 #: Where a message names the window beside other numbers ("... maximum context length is 8192 tokens. However, you
 #: requested 9000 tokens (1000 in the messages, 8000 in the completion)").
 _WINDOW: Final = re.compile(rf"(?:maximum|limit|window|size)\D{{0,40}}?{_NUMBER}", re.IGNORECASE)
+_DELAY: Final = re.compile(r"\d{1,6}(?:\.\d{1,9})?s")
 _QUOTA: Final = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 _KINDS: Final = {
     400: "invalid_request_error",
@@ -121,6 +122,8 @@ def failure_of(
     message = _safe(message, secrets)
     said = f"{provider}: {message}" if message else f"{provider} answered with status {status}"
     seconds = _seconds(fields, now)
+    if seconds is None:
+        seconds = _retry_delay(error)
     if _is_overflow(status, code, message):
         tokens, limit = _sizes(error, message, tokens, limit)
         return replace(overflow(tokens, limit), upstream=status)
@@ -202,6 +205,15 @@ def _safe(text: str, secrets: Iterable[str]) -> str:
             text = re.sub(re.escape(secret[:3]) + r"[\w-]*\*{3,}[\w*-]*", "[key]", text)
     text = redact_text(" ".join(text.split()))[0]
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "\u2026"
+
+
+def _retry_delay(error: dict[str, Any]) -> int | None:
+    """The wait that Google's APIs ask for inside the error (google.rpc.RetryInfo)."""
+    for detail in map(shapes.mapping, shapes.sequence(error.get("details"))):
+        delay = shapes.text(detail.get("retryDelay"))
+        if shapes.text(detail.get("@type")).endswith("RetryInfo") and _DELAY.fullmatch(delay):
+            return math.ceil(float(delay[:-1]))
+    return None
 
 
 def _seconds(fields: Mapping[str, str], now: float) -> int | None:

@@ -121,6 +121,14 @@ def test_case_79_the_wait_is_whole_seconds(given_, seconds):
     assert failure.fields() == ([] if seconds is None else [(b"retry-after", b"%d" % seconds)])
 
 
+@pytest.mark.parametrize(("delay", "seconds"), [("7.2s", 8), ("0s", 0), ("soon", None), ("7", None), (7, None)])
+def test_the_wait_that_google_asks_for_stands_in_the_error(delay, seconds):
+    details = [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay}, {"@type": "other"}]
+    failure = _failed(429, _error(status="RESOURCE_EXHAUSTED", details=details))
+    assert (failure.kind, failure.seconds) == ("rate_limit_error", seconds)
+    assert _failed(429, _error(details=details), {"retry-after": "3"}).seconds == 3, "the header counts first"
+
+
 @pytest.mark.parametrize(
     ("status", "body"),
     [(429, _error(code="insufficient_quota")), (402, _error("pay")), (429, _error(type="insufficient_quota"))],

@@ -499,3 +499,13 @@ def test_case_95_any_pieces_in_any_order_are_a_grammatical_stream_or_one_error(p
     elif out:
         with pytest.raises(StreamError):
             Reader().feed(out)
+
+
+def test_parallel_calls_of_one_id_can_be_told_apart():
+    writer = _writer()
+    for key in (0, 1):
+        writer.call(key, id="call_1", name="Read", arguments="{}")
+    first, second = (block["id"] for block in _ended(writer)["content"])
+    assert first == "call_1"
+    assert second.startswith("toolu_m1_")
+    assert [writer.client_id_of(key) for key in (0, 1)] == [first, second]
