@@ -175,6 +175,12 @@ def test_case_22_a_schema_keeps_its_definitions_and_words():
     assert body["tools"][0]["function"]["parameters"] == schema
 
 
+def test_an_array_says_what_is_in_it():
+    schema = {"type": "object", "properties": {"list": {"type": "array"}}}
+    body = sent(ask(user("hi"), tools=[{"name": "Go", "input_schema": schema}]))
+    assert body["tools"][0]["function"]["parameters"]["properties"]["list"] == {"type": "array", "items": {}}
+
+
 def test_strict_goes_as_it_was_given():
     for strict in (True, False):
         function = sent(ask(user("hi"), tools=[READ | {"strict": strict}]))["tools"][0]["function"]
@@ -331,6 +337,8 @@ def test_a_schema_that_can_be_strict_is_closed_and_declared_so():
         TITLE | {"required": []},
         TITLE | {"additionalProperties": True},
         TITLE | {"anyOf": [TITLE]},
+        TITLE | {"properties": {"title": {}}},
+        TITLE | {"properties": {"title": {"type": "array"}}},
         TITLE | {"properties": {"title": {"type": "array", "uniqueItems": True, "items": {"type": "string"}}}},
         TITLE | {"properties": {"title": {"type": "object"}}},
         TITLE | {"properties": {"title": {"anyOf": [{"type": "null"}, {"type": "object"}]}}},

@@ -26,7 +26,7 @@ from responsestalk import (
 from dbproxy.model.codecs.capabilities import Capabilities
 from dbproxy.model.codecs.naming import client_id
 from dbproxy.model.codecs.request import INTERRUPTED, NO_OUTPUT, Unroutable
-from dbproxy.model.codecs.responses.schemas import with_items
+from dbproxy.model.codecs.schemas import with_items
 from dbproxy.model.codecs.vault import Kept, Vault
 
 PNG = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}}

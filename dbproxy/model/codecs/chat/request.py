@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 from dbproxy.model import shapes
 from dbproxy.model.codecs import effort
 from dbproxy.model.codecs.chat.history import messages_of
-from dbproxy.model.codecs.chat.strictness import strict_schema
 from dbproxy.model.codecs.request import Unroutable
+from dbproxy.model.codecs.schemas import strict_schema, with_items
 
 if TYPE_CHECKING:
     from dbproxy.model.codecs.request import Choice, Request, ServerTool, Tool
@@ -125,14 +125,15 @@ class _Body:
             self.put("parallel_tool_calls", False)
 
     def _tool(self, tool: Tool) -> dict[str, Any]:
-        function: dict[str, Any] = {"name": self.translation.names.out(tool.name), "parameters": tool.schema}
+        schema = with_items(tool.schema)
+        function: dict[str, Any] = {"name": self.translation.names.out(tool.name), "parameters": schema}
         if tool.description:
             function["description"] = tool.description
         if tool.strict is not None and "strict" not in self.can.refuses:
             # What strict means there is narrower than here: a schema that does not fit would be refused.
             strict = strict_schema(tool.schema) if tool.strict else None
             function["strict"] = strict is not None
-            function["parameters"] = strict or tool.schema
+            function["parameters"] = strict or schema
             if tool.strict and strict is None:
                 self.translation.note(f"{tool.name} is not strict: strict schemas are narrower in this dialect")
         return {"type": "function", "function": function}

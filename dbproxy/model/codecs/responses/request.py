@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dbproxy.model import shapes
 from dbproxy.model.codecs import effort
-from dbproxy.model.codecs.chat.strictness import strict_schema
 from dbproxy.model.codecs.naming import upstream_id
 from dbproxy.model.codecs.request import (
     Call,
@@ -28,7 +27,7 @@ from dbproxy.model.codecs.request import (
     result_text,
 )
 from dbproxy.model.codecs.responses.carried import phase_key, phase_of, split_reasoning
-from dbproxy.model.codecs.responses.schemas import with_items
+from dbproxy.model.codecs.schemas import strict_schema, with_items
 from dbproxy.model.codecs.vault import split_signature
 
 if TYPE_CHECKING:
