@@ -8,6 +8,7 @@ answer did not end cleanly is closed.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
@@ -66,6 +67,7 @@ class Asking:
         self._translation = translation
         self._limits = limits
         self._provider = provider
+        self._secrets = [found for one in call.secrets if len(found := one.encode("utf-8", "surrogateescape")) >= 6]
         self._held: list[bytes] = []
 
     async def run(self) -> Failure | None:
@@ -76,9 +78,22 @@ class Asking:
         if failure is not None and not writer.done:
             writer.fail(failure)
         if writer.failure is not None and not writer.substance:
-            return writer.failure
+            return self._without_secrets(writer.failure)
         await self._pass()
         return None
+
+    @property
+    def told(self) -> Failure | None:
+        """The failure that the client was told by an event; None if there was none."""
+        failure = self.writer.failure
+        return self._without_secrets(failure) if failure is not None else None
+
+    def _without_secrets(self, failure: Failure) -> Failure:
+        """A codec does not know what must not be shown."""
+        message = failure.message
+        for secret in self._secrets:
+            message = message.replace(secret.decode("utf-8", "surrogateescape"), "[key]")
+        return replace(failure, message=message) if message != failure.message else failure
 
     async def _carried_out(self) -> Failure | None:
         limits = self._limits
@@ -220,6 +235,9 @@ class Asking:
     async def _pass(self) -> None:
         """Hand on what there is, once there is something to see."""
         out = self.writer.take()
+        for secret in self._secrets:
+            if secret in out:  # an error that repeats our key, inside a stream
+                out = out.replace(secret, b"[key]")
         if out:
             self._held.append(out)
         if not self._held or not self.writer.substance:

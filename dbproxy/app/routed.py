@@ -210,7 +210,7 @@ class RoutedRun:
                 raise
             self._try(target, asking, failure.message if failure is not None else "")
             if failure is None:
-                told = asking.writer.failure
+                told = asking.told
                 if told is not None:  # after something was there to see: an error event tells the client
                     breaker.failure(trio.current_time(), limits)
                 else:
@@ -242,12 +242,12 @@ class RoutedRun:
         exchange.timings.sent = exchange.timings.sent or asking.began
         exchange.outcome = Outcome.OK
         if self.delivery is not None:
-            if writer.failure is not None:
-                exchange.error = writer.failure.message
+            if asking.told is not None:
+                exchange.error = asking.told.message
             await self.delivery.finish()
             return self.delivery.keeps
-        if writer.failure is not None:
-            return self._error(writer.failure)
+        if asking.told is not None:
+            return self._error(asking.told)
         message = _document(b"".join(asking.gathered))
         return LocalResponse(200, self._fields(b"application/json"), shapes.written(message))
 

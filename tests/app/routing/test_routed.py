@@ -509,6 +509,26 @@ async def test_case_67_a_failure_behind_the_first_words_is_one_error_event(rig, 
         assert (await stored(r)).exchange.outcome == "error"
 
 
+async def test_case_82_a_key_in_an_error_is_shown_to_nobody(rig):
+    said = f"Incorrect API key provided: {KEY}"
+    answers = events({"text": "Hel"}, {"oops": said}), events({"oops": said}), document([{"oops": said}])
+    async with routed(rig, *answers, fallback=False) as r:
+        answer = await ask(r)
+        with pytest.raises(StreamError, match=r"provided: \[key\]"):
+            check_stream(answer.body)
+        for _ in range(2):
+            shown = await ask(r)
+            assert "[key]" in shown.json["error"]["message"]
+            assert KEY not in shown.body.decode()
+        await r.watcher.outcomes(3)
+        await r.proxy.archive.flush(5.0)
+        assert KEY not in repr([one.attributes["route"] for one in r.watcher.finished])
+        assert KEY not in repr([one.error for one in r.watcher.finished])
+    kept = [file.read_bytes() for file in r.data_dir.rglob("*") if file.is_file()]
+    assert any(b"request_routed" in data for data in kept)
+    assert all(KEY.encode() not in data for data in kept)
+
+
 async def test_a_stream_that_falls_silent_ends_in_an_error(rig):
     limits = ProviderLimits(connect=2, first_byte=5, silence=0.3, retries=0)
     async with routed(rig, slow(30, first=SSE_HEAD + chunk(event(text="Hel"))), limits=limits) as r:
