@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import json
 import secrets
-import shutil
 import socket
-import subprocess
 import sys
 import time
 import urllib.request
 from contextlib import suppress
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import tools
 from contestants import HERE, Contestant, _pause, free_port
@@ -26,31 +24,14 @@ from scenarios import Bench, Figure, Invalid
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_PATIENCE = 180.0
 _KEY = secrets.token_hex(24)  # ours for a client, litellm's for everybody
 _REQUESTS = {"direct": 100, "dbproxy": 100, "litellm": 20}
 
 
-def _alone(bench: Bench, what: str) -> dict[str, Any]:
-    folder = bench.field.folder / "translating"
-    folder.mkdir(exist_ok=True)
-    command = [sys.executable, str(HERE / "translating.py"), what, str(folder)]
-    done = subprocess.run(
-        command, env=bench.field.environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        timeout=_PATIENCE, check=False,
-    )  # fmt: skip
-    shutil.rmtree(folder)
-    if done.returncode:
-        raise Invalid(f"{what}: {done.stderr.strip()[-300:]}")
-    found: dict[str, Any] = json.loads(done.stdout)
-    bench.raw.append({"scenario": f"route-{what}", **found})
-    return found
-
-
 def stream(bench: Bench) -> list[Figure]:
     """CPU per event, and the time to the first one."""
-    runs = [_alone(bench, "stream") for _ in range(bench.rounds(3))]
-    firsts = [_alone(bench, "first") for _ in range(bench.rounds(5))]
+    runs = [bench.alone("route", "translating.py", "stream") for _ in range(bench.rounds(3))]
+    firsts = [bench.alone("route", "translating.py", "first") for _ in range(bench.rounds(5))]
     figures = []
     for name in ("chat", "responses", "gemini"):
         taken = median(run[name] for run in runs)
@@ -62,7 +43,7 @@ def stream(bench: Bench) -> list[Figure]:
 
 def request(bench: Bench) -> list[Figure]:
     """CPU to put a request into another dialect."""
-    runs = [_alone(bench, "request") for _ in range(bench.rounds(3))]
+    runs = [bench.alone("route", "translating.py", "request") for _ in range(bench.rounds(3))]
     figures = []
     for label, reach in (("200 KB", 3), ("2 MB", 25)):
         for name in ("chat", "responses", "gemini"):

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
+import sys
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from contestants import HOST, Contestant, Field, cpus, quick_priority
+from contestants import HERE, HOST, Contestant, Field, cpus, quick_priority
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 MB = 1e6
+_PATIENCE = 180.0  # seconds for one script
 _pause = threading.Event().wait
 
 
@@ -73,6 +76,21 @@ class Bench:
 
     def rounds(self, full: int) -> int:
         return max(2, full // 2) if self.quick else full
+
+    def alone(self, family: str, script: str, what: str) -> dict[str, Any]:
+        """What one of our scripts measures in a process of its own, given a scratch folder: the JSON that it prints."""
+        folder = self.field.folder / family
+        folder.mkdir(exist_ok=True)
+        done = subprocess.run(
+            [sys.executable, str(HERE / script), what, str(folder)], env=self.field.environment(),
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_PATIENCE, check=False,
+        )  # fmt: skip
+        shutil.rmtree(folder)
+        if done.returncode:
+            raise Invalid(f"{what}: {done.stderr.strip()[-300:]}")
+        found: dict[str, Any] = json.loads(done.stdout)
+        self.raw.append({"scenario": f"{family}-{what}", **found})
+        return found
 
     # ---- running the client
 
