@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import wirebytes
-from island import GEMINI_PORT, KEY, OPENAI_PORT
+from island import GEMINI_PORT, OPENAI_PORT
 
 from dbproxy.testing.providers import GEMINI_KEY, OPENAI_KEY
 
@@ -159,15 +159,28 @@ class Outcome:
         assert result.returncode == 0, result.stderr
         return result.stdout
 
+    @cached_property
+    def private(self) -> set[str]:
+        """What the client told Claude about itself: its credential, and the ids of its device, account and session."""
+        found: set[str] = set()
+        for request in self.story.messages:
+            user = body(request)["metadata"]["user_id"]
+            told = json.loads(user) if user.startswith("{") else {"user_id": user}
+            found |= {value for value in told.values() if value}
+            for name in ("x-api-key", "authorization", "x-claude-code-session-id"):
+                found.add((request.field(name) or "").removeprefix("Bearer "))
+        found.discard("")
+        assert len(found) >= 3, "the client told less about itself than it does"
+        return found
+
     def given_away(self) -> list[str]:
         """Whatever of the client's own a provider received: nothing, if all is well."""
         received = [*self.story.openai, *self.story.gemini]
         assert received, "nothing was received: nothing can have been given away"
-        secret = _private(self.story)
         wire = b"\n".join(request.head.lower() + request.body for request in received).decode("utf-8", "replace")
         # After a compaction the client tells its model where its transcript lies: a path, and part of what is said.
         wire = _TRANSCRIPT.sub("", wire)
-        return [text for text in (*secret, *_HEADERS, *_BODIES) if text in wire]
+        return [text for text in (*self.private, *_HEADERS, *_BODIES) if text in wire]
 
 
 def _whose(given: dict[str, Any]) -> str:
@@ -177,18 +190,6 @@ def _whose(given: dict[str, Any]) -> str:
     where += [one for one in given.get("input") or [] if one.get("role") in ("system", "developer")]
     found = _MARK.search(texts([one for one in where if one]))
     return found[1] if found else "?"
-
-
-def _private(story: Story) -> set[str]:
-    """What the client told Claude about itself: its key, and the ids of its device, account and session."""
-    found = {KEY}
-    for request in story.messages:
-        user = body(request)["metadata"]["user_id"]
-        told = json.loads(user) if user.startswith("{") else {"user_id": user}
-        found |= {value for value in told.values() if value}
-        found |= {value for name, value in request.about["fields"] if name.lower() == "x-claude-code-session-id"}
-    assert len(found) >= 3, "the client told less about itself than it does"
-    return found
 
 
 def settled(island: Island, text: str) -> None:

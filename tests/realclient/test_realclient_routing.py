@@ -6,9 +6,25 @@ API. `dbproxy explain` must tell why each request went where it went.
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from clients import NEWEST
-from elsewhere import CLAUDES, KEYS, PROVIDERS, agent, at_claude, body, call, delegating, first_turn, go, mark, texts
+from elsewhere import (
+    ALLOWED,
+    CLAUDES,
+    KEYS,
+    PROVIDERS,
+    agent,
+    at_claude,
+    body,
+    call,
+    delegating,
+    first_turn,
+    go,
+    mark,
+    texts,
+)
 from island import OPENAI_PORT
 
 from dbproxy.testing.providers import GEMINI_KEY, MARKER, OPENAI_KEY
@@ -108,6 +124,22 @@ def test_a_key_goes_to_its_provider_and_nowhere_else(usual):
     assert [path for path in files if any(key in path.read_bytes() for key in keys)] == []
 
 
+def test_nothing_of_an_account_reaches_another_provider(island, client):
+    """The client is logged in: it tells Claude a token, and the account's id."""
+    account = "11111111-2222-4333-8444-555555555555"
+    state = island.home / ".claude.json"
+    known = json.loads(state.read_text()) | {"oauthAccount": {"accountUuid": account, "emailAddress": "a@example.test"}}
+    state.write_text(json.dumps(known))
+    env = {"ANTHROPIC_API_KEY": None, "CLAUDE_CODE_OAUTH_TOKEN": "sk-ant-oat01-" + "dummy"}
+    outcome = go(island, [delegating(*EVERYONE)], AGENT, agents=AGENTS, env=env)
+    worked(outcome)
+    told = outcome.story.messages[0]
+    assert told.field("authorization") == f"Bearer {env['CLAUDE_CODE_OAUTH_TOKEN']}"
+    assert account in body(told)["metadata"]["user_id"]
+    assert account in outcome.private
+    assert env["CLAUDE_CODE_OAUTH_TOKEN"] in outcome.private
+
+
 def test_agents_that_nobody_moves_stay(island, client):
     """Beside one that goes: a rule that says so, and none at all."""
     settings = PROVIDERS + '[routes]\nCode-Reviewer = "gpt-4o"\nplanner = "claude"\n'
@@ -195,12 +227,16 @@ def test_what_an_agents_own_file_says(island, client):
 
 
 def test_an_agent_is_known_before_the_answer_that_started_it_has_ended(island, client):
-    """2.1.329 starts an agent when its call's block ends; the main model may go on for long after that."""
-    slow = first_turn("I delegate.", call("code-reviewer"), "And I go on talking.", stall_after=8, stall=4.0)
-    outcome = go(island, [slow], AGENT, agents={"code-reviewer": agent("code-reviewer")})
+    """2.1.329 starts an agent when its call's block ends; the main model may go on for long after that. This one has no
+    file, so that its name stands in the call alone."""
+    made = {"description": "Plans.", "prompt": f"{mark('planner')}.", "tools": ["Read", "Bash"]}
+    slow = first_turn("I delegate.", call("planner"), "And I go on talking.", stall_after=8, stall=4.0)
+    words = (*ALLOWED, "--agents", json.dumps({"planner": made}))
+    outcome = go(island, [slow], AGENT, agents={}, words=words)
     succeeded(outcome)
     assert outcome.agents_at_claude == []
-    assert outcome.agents_at("openai") == ["code-reviewer"] * 2
+    assert outcome.agents_at("openai") == ["planner"] * 2
+    assert REASON.format("planner") in outcome.explained()[0]
     early = outcome.story.openai[1].finished < outcome.story.messages[0].finished
     assert early == (client is NEWEST)
 
