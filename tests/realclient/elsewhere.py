@@ -177,7 +177,8 @@ class Outcome:
         """Whatever of the client's own a provider received: nothing, if all is well."""
         received = [*self.story.openai, *self.story.gemini]
         assert received, "nothing was received: nothing can have been given away"
-        wire = b"\n".join(request.head.lower() + request.body for request in received).decode("utf-8", "replace")
+        parts = [part for request in received for part in (request.head, request.head.lower(), request.body)]
+        wire = b"\n".join(parts).decode("utf-8", "replace")
         # After a compaction the client tells its model where its transcript lies: a path, and part of what is said.
         wire = _TRANSCRIPT.sub("", wire)
         return [text for text in (*self.private, *_HEADERS, *_BODIES) if text in wire]
