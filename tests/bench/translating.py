@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
 import trio  # noqa: E402
 from blackbox import request  # noqa: E402
-from elsewhere import Provider, Router, chunk, peer  # noqa: E402
+from foreignpeer import Provider, Router, chunk, peer  # noqa: E402
 from rig import open_rig  # noqa: E402
 
 from dbproxy.api import Fields, ProviderCall, SseSplitter  # noqa: E402

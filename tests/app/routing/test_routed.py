@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 from blackbox import Watcher, read_response, request
-from elsewhere import (
+from foreignpeer import (
     KEY,
     SAYS_HI,
     SSE_HEAD,

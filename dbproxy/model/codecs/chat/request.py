@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from dbproxy.model import shapes
 from dbproxy.model.codecs import effort
 from dbproxy.model.codecs.chat.history import messages_of
+from dbproxy.model.codecs.lacking import lacking
 from dbproxy.model.codecs.request import Unroutable
 from dbproxy.model.codecs.schemas import strict_schema, with_items
 
@@ -28,7 +29,7 @@ _CHOICES: Final = {"auto": "auto", "any": "required", "none": "none"}
 
 def written_request(request: Request, translation: Translation) -> bytes:
     """The body. Sets ``translation.stops`` and ``.single`` for what must be seen to here. Raises Unroutable."""
-    reason = _lacking(request, translation)
+    reason = lacking(request, translation.capabilities) or _no_twin(request, translation)
     if reason:
         raise Unroutable(reason)
     body = _Body(request, translation)
@@ -45,27 +46,10 @@ def written_request(request: Request, translation: Translation) -> bytes:
     return found
 
 
-def _lacking(request: Request, translation: Translation) -> str:
-    """Why this model cannot be asked this through Chat, "" if it can."""
-    can = translation.capabilities
-    features = request.features
-    if "thread" in features:
-        return "a message thread: its earlier messages are not in the request"
-    if "files" in features:
-        return "files that were uploaded to the Messages API"
-    if "images" in features and not can.images:
-        return "the model takes no images"
-    if "documents" in features and not can.documents:
-        return "the model takes no documents"
-    if request.tools and not can.tools:
-        return "the model takes no tools"
-    if request.max_tokens == 0:
-        return "max_tokens is 0, which only fills the Messages API's own cache"
-    for feature in sorted(features):
-        if feature.startswith("client tool "):
-            return f"the {feature}, which has no schema"
+def _no_twin(request: Request, translation: Translation) -> str:
+    """The server tool that Chat has no twin of, "" if there is none."""
     for tool in request.server_tools:
-        if not (can.web_search and _is_web_search(tool)):
+        if not (translation.capabilities.web_search and _is_web_search(tool)):
             return f"the server tool {tool.name}"
         if tool.settings.get("allowed_domains") or tool.settings.get("blocked_domains"):
             return "a web search restricted to certain domains"

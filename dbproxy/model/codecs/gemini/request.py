@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from dbproxy.model import shapes
 from dbproxy.model.codecs import effort
 from dbproxy.model.codecs.gemini.schema import converted, parameters
+from dbproxy.model.codecs.lacking import lacking
 from dbproxy.model.codecs.naming import upstream_id
 from dbproxy.model.codecs.request import Call, Document, Image, Result, Text, Thinking, Unroutable, media
 from dbproxy.model.codecs.vault import split_signature
@@ -56,7 +57,7 @@ _LEFT_OUT: Final = ("mcp_servers", "container", "inference_geo", "speed")
 
 def written_request(request: Request, translation: Translation) -> bytes:
     """The body. Sets ``translation.stops`` and ``.single`` for what must be seen to here. Raises Unroutable."""
-    reason = _lacking(request, translation.capabilities)
+    reason = lacking(request, translation.capabilities) or _no_twin(request, translation.capabilities)
     if reason:
         raise Unroutable(reason)
     body: dict[str, Any] = {}
@@ -76,28 +77,10 @@ def written_request(request: Request, translation: Translation) -> bytes:
     return found
 
 
-def _lacking(request: Request, can: Capabilities) -> str:
-    """Why this model cannot be asked this, "" if it can."""
-    features = request.features
-    if "thread" in features:
-        return "a message thread: its earlier messages are not in the request"
+def _no_twin(request: Request, can: Capabilities) -> str:
+    """What Gemini has no twin of, "" if there is nothing."""
     if not request.turns:
         return "there is nothing in its messages"
-    if "files" in features:
-        return "files that were uploaded to the Messages API"
-    if "images" in features and not can.images:
-        return "the model takes no images"
-    if "documents" in features and not can.documents:
-        return "the model takes no documents"
-    if "prefill" in features and "prefill" in can.refuses:
-        return "an answer that is begun already"
-    if request.tools and not can.tools:
-        return "the model takes no tools"
-    if request.max_tokens == 0:
-        return "max_tokens is 0, which only fills the Messages API's own cache"
-    for feature in sorted(features):
-        if feature.startswith("client tool "):
-            return f"the {feature}, which has no schema"
     for tool in request.server_tools:
         if not (can.web_search and tool.type.startswith("web_search")):
             return f"the server tool {tool.name}"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dbproxy.model import shapes
 from dbproxy.model.codecs import effort, flatten
+from dbproxy.model.codecs.lacking import lacking
 from dbproxy.model.codecs.naming import upstream_id
 from dbproxy.model.codecs.native.common import blocks_of, budget_of, is_result, spoken_by_user
 from dbproxy.model.codecs.request import INTERRUPTED, NO_OUTPUT, Unroutable
@@ -21,7 +22,6 @@ from dbproxy.model.codecs.vault import split_signature
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dbproxy.model.codecs.capabilities import Capabilities
     from dbproxy.model.codecs.request import Request
     from dbproxy.model.codecs.translation import Translation
 
@@ -35,33 +35,16 @@ _STRAY: Final = "[result of a call that is not in this history]"
 
 def foreign_body(request: Request, translation: Translation) -> dict[str, Any]:
     """The body. Sets ``translation.stops`` and ``.single`` for what must be seen to here. Raises Unroutable."""
-    reason = _lacking(request, translation.capabilities)
+    reason = lacking(request, translation.capabilities) or _no_twin(request)
     if reason:
         raise Unroutable(reason)
     return _Foreign(request, translation).body()
 
 
-def _lacking(request: Request, can: Capabilities) -> str:
-    """Why this model cannot be asked this, "" if it can."""
-    features = request.features
-    if "thread" in features:
-        return "a message thread: its earlier messages are not in the request"
-    if "files" in features:
-        return "files that were uploaded to the Messages API"
-    if "images" in features and not can.images:
-        return "the model takes no images"
-    if "documents" in features and not can.documents:
-        return "the model takes no documents"
-    if "prefill" in features and "prefill" in can.refuses:
-        return "an answer that is begun already"
-    if request.tools and not can.tools:
-        return "the model takes no tools"
-    if request.max_tokens == 0:
-        return "max_tokens is 0, which only fills the Messages API's own cache"
-    for feature in sorted(features):
-        if feature.startswith(("client tool ", "server tool ")):
-            return f"the {feature}, which only Anthropic's server knows"
-    return ""
+def _no_twin(request: Request) -> str:
+    """The server tool that only Anthropic's server knows, "" if there is none."""
+    tool = next((feature for feature in sorted(request.features) if feature.startswith("server tool ")), "")
+    return f"the {tool}, which only Anthropic's server knows" if tool else ""
 
 
 class _Foreign:

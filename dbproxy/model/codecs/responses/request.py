@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dbproxy.model import shapes
 from dbproxy.model.codecs import effort
+from dbproxy.model.codecs.lacking import lacking
 from dbproxy.model.codecs.naming import upstream_id
 from dbproxy.model.codecs.request import (
     Call,
@@ -44,7 +45,10 @@ _NEEDED: Final = frozenset({"model", "input", "stream", "tools"})
 
 
 def write_request(request: Request, translation: Translation) -> bytes:
-    """The body. Sets ``translation.stops``, since the API has no stop sequences."""
+    """The body. Sets ``translation.stops``, since the API has no stop sequences. Raises Unroutable."""
+    reason = lacking(request, translation.capabilities)
+    if reason:
+        raise Unroutable(reason)
     body: dict[str, Any] = {"model": translation.model}
     if request.system:
         body["instructions"] = "\n\n".join(request.system)
