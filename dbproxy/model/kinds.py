@@ -28,6 +28,7 @@ COMPACTED_FIRST_PARTY: Final = b"x-cc-context-compacted"  # repeats it towards a
 _TITLE_SYSTEM: Final = ("You are naming a coding session", "Generate a concise, sentence-case title")
 _TITLE_USER: Final = "Please write a 5-10 word title"
 _TOPIC: Final = "Analyze if this message indicates a new conversation topic"
+_CLASSIFIER: Final = b"auto-mode-classifier-"  # judges tool calls in auto mode, with the web tools' class
 _WEB_TOOLS: Final = frozenset({"web_search", "web_fetch"})
 _SPEAKERS: Final = {
     "main": RequestKind.MAIN,
@@ -85,6 +86,8 @@ def _side(view: MessagesRequest, fields: Fields) -> tuple[RequestKind, str]:
         return RequestKind.TITLE, "body"
     if _is_topic(view):
         return RequestKind.TOPIC, "body"
+    if any(token.startswith(_CLASSIFIER) for token in fields.tokens(b"anthropic-beta")):
+        return RequestKind.AUXILIARY, "header"
     if view.tool_names and _WEB_TOOLS.issuperset(view.tool_names):
         return RequestKind.WEB, "tools"
     if not view.tool_names and header(fields, FIRST_PARTY_CLASS) == "main":

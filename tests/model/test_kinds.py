@@ -56,6 +56,15 @@ HI = [user("hi")]
         ({CLASS: "auxiliary", "x-claude-1p-request-class": "main"}, {"tools": []}, "web"),
         ({CLASS: "auxiliary"}, {"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "web"),
         ({CLASS: "main"}, {"max_tokens": 0}, "warmup"),
+        (
+            {
+                "x-claude-code-request-class": "auxiliary",
+                "x-claude-1p-request-class": "main",
+                "anthropic-beta": "oauth-2025-04-20,auto-mode-classifier-2026-07-16",
+            },
+            {"tools": []},
+            "auxiliary",
+        ),
     ],
 )
 def test_by_header(headers: dict[str, str], body: dict[str, Any], expected: str) -> None:

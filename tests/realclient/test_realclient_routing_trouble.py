@@ -36,6 +36,9 @@ REVIEWER = {"code-reviewer": agent("code-reviewer")}
 #: Nobody is left alone for the failures of others here.
 PATIENT = PROVIDERS.replace("retries = 1", "retries = 1\nfailures = 100")
 
+#: What the older client does not have.
+ONLY_NEWEST = pytest.mark.parametrize("client", [NEWEST], indirect=True, ids=lambda one: one.version)
+
 
 def well(outcome):
     """The main thread came to its end as if nothing had been."""
@@ -248,9 +251,8 @@ def test_the_client_compacts_where_the_models_window_ends(island, client):
 # ---- what the client must be asked for, and what must stay
 
 
+@ONLY_NEWEST  # 2.1.112 has no message threads
 def test_agents_in_message_threads_are_asked_for_their_whole_history(island, client):
-    if client is not NEWEST:
-        pytest.skip("2.1.112 has no message threads")
     names = ("code-reviewer", "doc-writer", "planner")
     settings = PROVIDERS + BY_NAME.replace('planner = "gpt-5-codex"', 'planner = "claude"')
     outcome = go(
@@ -284,10 +286,9 @@ def judged(*blocks):
     return {"events": told}
 
 
+@ONLY_NEWEST  # 2.1.112 has no auto mode
 def test_agents_of_auto_mode_that_need_a_verdict_stay_with_claude(island, client):
     """No other server judges tool calls, and the client refuses what needs a judgement and has none."""
-    if client is not NEWEST:
-        pytest.skip("2.1.112 has no auto mode")
     reports = {
         name: {"type": "tool_use", "id": f"call_{name}", "name": "SubagentHandback", "input": {"message": words}}
         for name, words in (("code-reviewer", CLAUDES), ("doc-writer", MARKER))
