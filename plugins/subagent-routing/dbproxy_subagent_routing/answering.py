@@ -7,6 +7,7 @@ goes to the client's own upstream, and so does what fails here.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
@@ -32,7 +33,7 @@ _HOP_BY_HOP: Final = frozenset({b"connection", b"keep-alive", b"proxy-connection
 async def count_tokens(decider: Decider, exchange: Exchange) -> LocalResponse | None:
     """Count the tokens of a request that another model would answer."""
     body = await decider.body(exchange) if decider.concerned(exchange, counts=True) else None
-    asked = read_asked(body) if body is not None else None
+    asked = await off_loop(body, partial(read_asked, body)) if body is not None else None
     if body is None or asked is None:
         return None
     providers, services = decider.services.providers(), decider.services

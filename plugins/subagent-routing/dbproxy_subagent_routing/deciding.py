@@ -141,7 +141,7 @@ class Decider:
         made = Decided()
         if self.concerned(exchange):  # the body may be here for another plugin's sake
             body = await self.body(exchange)
-            asked = read_asked(body) if body is not None else None
+            asked = await off_loop(body, partial(read_asked, body)) if body is not None else None
             if body is not None and asked is not None:
                 head = Head.of(exchange.request.fields)
                 made = await self._decide(_Case(exchange, body, asked, head, self.rules(exchange)))

@@ -14,7 +14,7 @@ from blackbox import Watcher, read_response, request
 from buffertalk import until
 from dbproxy_subagent_routing import SubagentRouting
 from dbproxy_subagent_routing.targets import NO_KEY
-from elsewhere import SAYS_HI, Capabilities, Provider, peer
+from foreignpeer import SAYS_HI, Capabilities, Provider, peer
 from rig import open_rig
 
 from dbproxy.api import App, Declined, Route, Target, hookimpl
@@ -393,9 +393,14 @@ async def test_case_88_pins_outlive_the_worker(world):
     async with world({"code-reviewer": "elsewhere:new"}, tls=False) as w:
         assert routed(await w.agent("a1", "one", history=(_said("Hello"), _user("x")))) == "elsewhere:big"
         assert routed(await w.reviewer("a2", "two")) == "elsewhere:new"
+    # Even without any rule, and with nobody to answer: its history has to be cleaned.
+    async with world({}, tls=False, providers=lambda port: [Provider(port, not_ready="no key")]) as w:
+        assert routed(await w.agent("a1", "one", history=(_said("Hello"), _user("x")))) == ""
+        assert w.decision.reason == "its provider cannot be used any more: no key"
 
 
-async def test_case_88_pins_are_kept_at_once_and_by_nobody_else(world):
+async def test_case_88_pins_are_kept_at_once_and_by_nobody_else(world, monkeypatch):
+    monkeypatch.setattr("dbproxy_subagent_routing._CHORES_EVERY", 3600.0)
     async with world() as w:
         await w.reviewer()
         file = w.rig.data_dir / "plugin-data" / "subagent-routing" / "pins.json"
@@ -663,12 +668,6 @@ async def test_what_asks_for_anothers_model_and_goes_to_claude_asks_for_the_main
         assert routed(await w.main(model="claude-haiku-4-5")) == ""
         assert asked_of_claude(w) == "claude-haiku-4-5"
         assert routed(await w.agent("a1", type="Explore", model="elsewhere:own")) == "elsewhere:own"
-        side = {"x-claude-code-request-class": "auxiliary"}
-        search = [{"type": "web_search_20250305", "name": "web_search"}]
-        answer = await w.agent("a1", type="", model="elsewhere:own", fields=side, tools=search)
-        assert (routed(answer), asked_of_claude(w)) == ("", "claude-haiku-4-5")
-        assert routed(await w.agent("a1", type="", fields=side, tools=search)) == ""
-        assert asked_of_claude(w) == "claude-opus-5-5"
         await w.change_providers()
         assert routed(await w.agent("a1", type="Explore", model="elsewhere:own", history=later)) == ""
         assert asked_of_claude(w) == "claude-haiku-4-5"
@@ -680,6 +679,19 @@ async def test_what_asks_for_anothers_model_and_goes_to_claude_asks_for_the_main
         assert sent.replace(asked_of_claude(w), "claude-on-gpt") == json.dumps(
             {**_body([_user("main")], "Be of use."), "tools": TOOLS, "model": "claude-on-gpt"}
         )
+
+
+async def test_an_agents_search_asks_claude_for_a_model_that_it_has(world):
+    """The client names the agent's model in it, too, and it goes where no other side request goes."""
+    side = {"x-claude-code-request-class": "auxiliary"}
+    search = [{"type": "web_search_20250305", "name": "web_search"}]
+    async with world({}) as w:
+        await w.main(model="claude-haiku-4-5")
+        assert routed(await w.agent("a1", type="Explore", model="elsewhere:own")) == "elsewhere:own"
+        answer = await w.agent("a1", type="", model="elsewhere:own", fields=side, tools=search)
+        assert (routed(answer), asked_of_claude(w)) == ("", "claude-haiku-4-5")
+        assert routed(await w.agent("a1", type="", fields=side, tools=search)) == ""
+        assert asked_of_claude(w) == "claude-opus-5-5"
 
 
 async def test_a_provider_at_the_clients_own_upstream_is_asked_for_its_own_model(world):
@@ -761,6 +773,19 @@ async def test_a_routed_agents_thread_is_refused_once_and_sent_whole(world):
         assert again.status == 400
         other = await w.agent("a2", type="Explore", thread={"type": "create"})
         assert routed(other) == ""
+
+
+async def test_a_thread_is_no_obstacle_at_an_agents_first_request(world):
+    """The codecs cannot say a thread, and so a provider declines one."""
+
+    class Strict(Provider):
+        def decline(self, request, model):
+            return "a message thread" if "thread" in request.features else ""
+
+    async with world(providers=lambda port: [Strict(port)]) as w:
+        await w.main(("code-reviewer", "review it"))
+        assert (await w.agent("a1", "review it", thread={"type": "create"})).status == 400
+        assert routed(await w.agent("a1", "review it")) == "elsewhere:big"
 
 
 # ---- what is answered here
