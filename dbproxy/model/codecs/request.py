@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _BILLING: Final = "x-anthropic-billing-header:"
+#: A section of the client's context, inside a JSON string.
+_ADDRESS: Final = re.compile(rb'# userEmail\\n[^"\\]*(?:\\n)?')
 #: What stands in for a tool result without content: some servers refuse an empty one.
 NO_OUTPUT: Final = "(no output)"
 #: What stands in for the result of a call that never got one.
@@ -165,8 +168,12 @@ class Request:
 
 
 def read_request(body: bytes) -> Request:
-    """Read a Messages body (content codings undone). Raises Unroutable where it is no such thing."""
-    raw = shapes.parse(body)
+    """Read a Messages body (content codings undone). Raises Unroutable where it is no such thing.
+
+    The user's e-mail address, which a logged-in client tells its agents (2.1.112), is left out of the values: another
+    provider has no use for it. ``Request.body`` keeps every byte.
+    """
+    raw = shapes.parse(_ADDRESS.sub(b"", body) if b"# userEmail" in body else body)
     if not isinstance(raw, dict) or not isinstance(raw.get("messages"), list):
         raise Unroutable("the body is no Messages request")
     try:

@@ -34,6 +34,18 @@ from dbproxy.model.codecs.request import (
 BILLING = "x-anthropic-billing-header: cc_version=2.1.329.7b2; cch=abcde;"
 
 
+def test_the_user_s_e_mail_address_goes_to_nobody_else():
+    context = "# claudeMd\nBe brief.\n# userEmail\nThe user's email address is me@example.org.\n# currentDate\nToday."
+    reminder = f"<system-reminder>\n{context}\n</system-reminder>"
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": reminder + " # userEmail?"}]}).encode()
+    request = read_request(body)
+    assert request.turns[0].parts[0].text == (
+        "<system-reminder>\n# claudeMd\nBe brief.\n# currentDate\nToday.\n</system-reminder> # userEmail?"
+    )
+    assert b"example.org" not in json.dumps(request.raw).encode()
+    assert request.body == body
+
+
 def _read(*messages, **fields):
     return read_request(json.dumps(ask(*messages, **fields)).encode())
 
