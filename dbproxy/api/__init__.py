@@ -27,6 +27,7 @@ from dbproxy.exchange import (
     Timings,
     Via,
 )
+from dbproxy.hooks.documents import append_line, read_document, stamp_of, write_document
 from dbproxy.hooks.metrics import Sample
 from dbproxy.hooks.routing import Declined, Provider, ProviderCall, ProviderLimits, Route, RouteDecision, Target
 from dbproxy.hooks.services import CallAnswer, HeldBody, Redactor, Services, Storage
@@ -122,10 +123,14 @@ __all__ = [
     "UpstreamError",
     "Usage",
     "Via",
+    "append_line",
     "decode_body",
     "encode_event",
     "hookimpl",
     "json_array",
     "json_members",
     "rate_limits",
+    "read_document",
+    "stamp_of",
+    "write_document",
 ]

@@ -25,7 +25,7 @@ from dbproxy.app.provider_call import Asking
 from dbproxy.app.respond import json_response
 from dbproxy.app.send import send
 from dbproxy.errors import DbproxyError, UpstreamError
-from dbproxy.exchange import Fields, LocalResponse, Outcome, RequestHead
+from dbproxy.exchange import Fields, LocalResponse, Outcome, RequestDraft, RequestHead
 from dbproxy.model import shapes
 from dbproxy.model.accumulate import Accumulator
 from dbproxy.model.codecs.estimate import prompt_tokens, scale_of
@@ -266,12 +266,15 @@ class RoutedRun:
         delivery, exchange = self.delivery, self.flow.exchange
         assert delivery is not None
         request = exchange.request
-        fields = h1.end_to_end(request.fields).without(frozenset({b"accept-encoding"}))
-        head = RequestHead(request.method, request.target, b"HTTP/1.1", fields)
+        fields = h1.end_to_end(request.fields).without(frozenset({b"accept-encoding", b"content-encoding"}))
+        draft = RequestDraft(RequestHead(request.method, request.target, b"HTTP/1.1", fields), body)
+        dispatch = self.flow.proxy.dispatch
+        if dispatch.has("transform_request"):  # as on the way without a detour
+            draft = await dispatch.transform("transform_request", draft, exchange=exchange)
         failure = None
         try:
             async with send(
-                self.flow.proxy, exchange, head, body, purpose="fallback", deadline=_LAST_WAY_SECONDS
+                self.flow.proxy, exchange, draft.head, draft.body or b"", purpose="fallback", deadline=_LAST_WAY_SECONDS
             ) as answer:
                 if answer.head.status != 200:
                     failure = _told(await answer.body(), answer.head.status)

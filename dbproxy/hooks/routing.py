@@ -95,7 +95,11 @@ class ProviderCall:
 
 
 class Provider(Protocol):
-    """Somebody who answers. Methods are synchronous and do no I/O but read a key; ``call`` may run in a thread."""
+    """Somebody who answers. Methods are synchronous and do no I/O but read a key; ``call`` may run in a thread.
+
+    A provider may have an attribute ``keyless``: True says that no key of ours goes with its requests, so that it may
+    serve whoever talks to the proxy. Without it only exchanges that are ``authorised`` are routed to it.
+    """
 
     name: str
     limits: ProviderLimits

@@ -22,7 +22,8 @@ Evidence Exchange ExchangeClosed ExchangeLinked ExchangeOpened Fields HeldBody L
 PeerError PluginError Point ProtocolViolation Provider ProviderCall ProviderLimits RateLimit Record Redactor Refused
 RequestBody RequestDraft RequestHead RequestKind ResponseHead Route RouteDecision RouteFacts Sample SendBytes Service
 Services SseEvent SseSplitter Storage StreamFilter StreamPiece StreamTap Target Timings TunnelDecision UpstreamError
-Usage Via decode_body encode_event hookimpl json_array json_members rate_limits
+Usage Via append_line decode_body encode_event hookimpl json_array json_members rate_limits read_document stamp_of
+write_document
 """
 
 

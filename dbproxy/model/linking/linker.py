@@ -149,9 +149,11 @@ class Linker:
         return self._corrections(conversation, self._resolve(conversation, None)) if started else ()
 
     def is_new_agent(self, view: MessagesRequest, fields: Fields) -> bool:
-        """Does a request name an agent that has not spoken before?"""
+        """Does a request name an agent that has not spoken before, or may it be the first of one without a name?"""
         agent = header(fields, AGENT_ID)[:128]
-        conversation = self._memory.get(view.session(fields)) if agent else None
+        if not agent and (header(fields, CLASS) or not speakers.begins(view)):
+            return False
+        conversation = self._memory.get(view.session(fields))
         return conversation is not None and agent not in conversation.threads
 
     def started(self, id: str, content: Sequence[object]) -> None:

@@ -23,12 +23,14 @@ from dbproxy.api import (
     RequestKind,
     ResponseHead,
     RouteFacts,
+    append_line,
     hookimpl,
+    read_document,
+    write_document,
 )
 from dbproxy_double_buffer.buffers import Buffer, Buffers, Shelf
 from dbproxy_double_buffer.checkpoints import Checkpoints
 from dbproxy_double_buffer.detect import compact_trigger
-from dbproxy_double_buffer.files import append_line, read_document, write_document
 from dbproxy_double_buffer.history import History
 from dbproxy_double_buffer.phases import Event, Phase
 from dbproxy_double_buffer.prompt import InstructionBook

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from dbproxy_double_buffer.files import write_document
+from dbproxy.api import write_document
 from dbproxy_double_buffer.phases import Event, Phase, next_phase
 from dbproxy_double_buffer.wall import Client, Observation
 

@@ -12,6 +12,8 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+import trio
+
 from dbproxy.api import Link, Route, Sample, hookimpl
 from dbproxy_subagent_routing.answering import MODELS, count_tokens, models
 from dbproxy_subagent_routing.book import RuleBook, refusals
@@ -41,6 +43,8 @@ COUNT_TOKENS: Final = "/v1/messages/count_tokens"
 #: The least time for which a pin that nobody uses is kept (seconds).
 _PIN_LIFE: Final = 86_400.0
 _CHORES_EVERY: Final = 1.0
+#: The least time between two writings of the pins (seconds).
+_BREATH: Final = 1.0
 _MOST_LABELS: Final = 64
 ROUTED, DECLINED = "routed", "declined"
 
@@ -87,6 +91,7 @@ class SubagentRouting:
             decider.book.announce(decider.rules(None), decider.services.providers())
             self.pins.expire(self.clock(), self.life)
             await self.keeper.save()
+            await trio.sleep(_BREATH)  # many agents that start at once are one writing
             await self.keeper.wait(_CHORES_EVERY)
 
     # ---- what others may ask

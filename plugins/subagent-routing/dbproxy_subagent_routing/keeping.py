@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from dbproxy_subagent_routing.files import read_document, stamp_of, write_document
+from dbproxy.api import read_document, stamp_of, write_document
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import stat
 
 import pytest
 from dbproxy_subagent_routing import pins as module
-from dbproxy_subagent_routing.files import read_document, stamp_of, write_document
 from dbproxy_subagent_routing.pins import Pin, Pins
 from hypothesis import given
 from hypothesis import strategies as st
@@ -144,22 +142,3 @@ def test_no_more_are_taken_over_than_are_kept(monkeypatch):
     pins = Pins()
     pins.take({"pins": [pin(str(number)).to_json() for number in range(5)]}, 1000.0, DAY)
     assert len(pins) == 2
-
-
-def test_the_file_is_private_and_whole_or_not_there(tmp_path):
-    file = tmp_path / "plugin-data" / "pins.json"
-    assert read_document(file) == {}
-    assert stamp_of(file) is None
-    write_document(file, {"a": 1})
-    first = stamp_of(file)
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
-    with pytest.raises(TypeError):
-        write_document(file, {"a": object()})
-    assert read_document(file) == {"a": 1}
-    assert [path.name for path in file.parent.iterdir()] == ["pins.json"]
-    write_document(file, {"a": 2})
-    assert stamp_of(file) != first
-    for text in ("[1]", "{", ""):
-        file.write_text(text)
-        assert read_document(file) == {}

@@ -50,6 +50,38 @@ class Asker:
         self.links.append(await self.services.link(exchange, 5.0))
 
 
+OLDER = HEAD.replace("2.1.329", "2.1.112")
+
+
+async def test_an_agent_of_an_older_client_is_known_by_its_prompt_though_the_answer_s_end_is_late(rig):
+    """2.1.112 waits for message_stop, but that may be here before the end of the answer's framing."""
+    whole = say(tool_use("Task", CALL))
+    asker = Asker()
+
+    def script(received):
+        # The last event has gone out; the end of the chunks has not.
+        return whole.but(stall_after=5, stall=30.0) if "go" in received.last_text else say("done")
+
+    async with rig(script, plugins=(("asker", asker),)) as r:
+        main, agent = await r.tls(), await r.tls()
+        tools = [
+            {"name": "Task", "input_schema": {"type": "object"}},
+            {"name": "Read", "input_schema": {"type": "object"}},
+        ]
+        await main.send_all(request(body=body("go", tools=tools), extra=OLDER))
+        got = b""
+        with trio.fail_after(10):
+            while b"content_block_stop" not in got:
+                got += await main.receive_some()
+            await trio.sleep(0.1)
+            await agent.send_all(request(body=body("Look at the code.", tools=tools[1:]), extra=OLDER))
+            await read_response(agent)
+        first, second = asker.links
+        assert first.thread == "main"
+        assert second.agent is not None
+        assert second.agent.name == "plug:reviewer"
+
+
 @pytest.mark.parametrize("coding", ["", "gzip"])
 async def test_the_name_is_known_before_the_answer_that_gave_it_has_ended(rig, coding):
     paused = Answer(

@@ -6,6 +6,7 @@ import gzip
 import json
 import sqlite3
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 import trio
@@ -614,6 +615,25 @@ async def test_after_a_long_wait_the_way_back_is_still_open(rig, monkeypatch):
         assert check_stream(answer.body)["content"][0]["text"] == "from Claude"
         assert len(r.origin.requests) == 1
         assert (await facts(r)).outcome == "fell back"
+
+
+class Renaming:
+    """Puts a model into what goes where the client sent it."""
+
+    @hookimpl
+    def transform_request(self, exchange, request):
+        return replace(request, body=request.body.replace(b"claude-haiku-4-5", b"claude-opus-5-5"))
+
+
+async def test_after_a_long_wait_plugins_see_the_request_as_on_the_straight_way(rig, monkeypatch):
+    monkeypatch.setattr(delivery, "HOLD", 0.1)
+    async with peer(late) as server:
+        plugins = (("router", Router(Provider(server.port))), ("renaming", Renaming()))
+        async with rig(say("from Claude"), plugins=plugins) as r:
+            sent = gzip.compress(body())
+            answer = await ask(r, sent, extra=CLIENT + "Content-Encoding: gzip\r\n")
+            assert check_stream(answer.body)["content"][0]["text"] == "from Claude"
+            assert r.origin.requests[0].json["model"] == "claude-opus-5-5"
 
 
 async def test_after_a_long_wait_the_way_back_may_fail_too(rig, monkeypatch):

@@ -1,4 +1,4 @@
-"""The file in which pins outlive this process: written whole or not at all.
+"""Small files that plugins keep: written whole or not at all, or a line at a time.
 
 Its functions block: call them in a thread. Invariants: nobody but the user can read what is written (0600, in folders
 made 0700); a file that cannot be read is as none.
@@ -40,9 +40,17 @@ def read_document(file: Path) -> dict[str, Any]:
 
 
 def stamp_of(file: Path) -> tuple[int, int] | None:
-    """What changes whenever the file is written anew, None without a file."""
+    """What changes whenever a document is written anew, None without a file."""
     try:
         about = file.stat()
     except OSError:
         return None
     return about.st_mtime_ns, about.st_ino
+
+
+def append_line(file: Path, line: object) -> None:
+    """Add one JSON line to ``file``. Raises OSError."""
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    with os.fdopen(descriptor, "a", encoding="utf-8") as stream:
+        stream.write(json.dumps(line) + "\n")
