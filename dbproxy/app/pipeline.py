@@ -45,8 +45,9 @@ if TYPE_CHECKING:
     from dbproxy.net.upstream import Origin, UpstreamConnection
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_MESSAGES = "/v1/messages"
 #: Paths whose body a plugin may ask for; exact match only, no other child of them.
-_HELD_PATHS = frozenset({"/v1/messages", "/v1/messages/count_tokens"})
+_HELD_PATHS = frozenset({_MESSAGES, "/v1/messages/count_tokens"})
 #: A request of at most this many bytes is sent without a task of its own: it fits into the kernel's buffers.
 _SMALL = 65536
 
@@ -353,7 +354,9 @@ class _Run:
 
     async def _route(self) -> RouteDecision | None:
         exchange, dispatch = self.exchange, self.proxy.dispatch
-        if exchange.passthrough or exchange.body is None or not dispatch.has("route_request"):
+        if exchange.passthrough or exchange.body is None or exchange.path != _MESSAGES:
+            return None
+        if not dispatch.has("route_request"):
             return None
         decision: RouteDecision | None = await dispatch.decide("route_request", exchange=exchange)
         return decision

@@ -427,8 +427,8 @@ def intercept_request(exchange: Exchange) -> LocalResponse | None:
 def route_request(exchange: Exchange) -> RouteDecision | None:
     """Say that another model shall answer a request: a `Route`, or `Declined` with the reason why it stays.
 
-    Asked behind `intercept_request`, only for requests whose body was read whole (`wants_body`), never in passthrough
-    mode. None leaves the request where the client sent it. What was decided is stored with the exchange and explained.
+    Asked behind `intercept_request`, for requests to ``/v1/messages`` whose body was read whole (`wants_body`), never
+    in passthrough mode. None leaves the request where the client sent it. What was decided is stored and explained.
     """
 
 

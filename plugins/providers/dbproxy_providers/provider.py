@@ -39,7 +39,13 @@ def codec_of(api: str) -> Codec:
     """The dialect of this name; all of them are loaded with the first."""
     from dbproxy.api.dialects import CHAT, GEMINI, NATIVE, RESPONSES
 
-    return {urls.CHAT: CHAT, urls.RESPONSES: RESPONSES, urls.GEMINI: GEMINI, urls.MESSAGES: NATIVE}[api]
+    codecs: dict[str, Codec] = {
+        urls.CHAT: CHAT,
+        urls.RESPONSES: RESPONSES,
+        urls.GEMINI: GEMINI,
+        urls.MESSAGES: NATIVE,
+    }
+    return codecs[api]
 
 
 class Configured:
