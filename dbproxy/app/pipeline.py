@@ -363,8 +363,8 @@ class _Run:
 
     async def _elsewhere(self, route: Route, body: h1.Body) -> bool | None:
         """Let another model answer: whether the connection can go on; None if the request takes its own way."""
-        from dbproxy.app.delivery import Flow  # only whoever routes pays for it
-        from dbproxy.app.routed import Forward, RoutedRun
+        from dbproxy.app.routing.delivery import Flow  # only whoever routes pays for it
+        from dbproxy.app.routing.routed import Forward, RoutedRun
 
         if self.recording is not None:
             self.recording.request_read()
@@ -387,7 +387,7 @@ class _Run:
         self.proxy.routing.outcomes["", DECLINED] += 1
         if declined.foreign and self.exchange.body is not None:
             from dbproxy.app.analyst import decoded_body
-            from dbproxy.app.routed import native_body
+            from dbproxy.app.routing.routed import native_body
 
             whole = decoded_body(self.exchange.request.fields, [self.exchange.body])
             self.instead = native_body(whole) if whole is not None else None

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dbproxy.app.archive import Archive
     from dbproxy.app.egress import Egress, Egresses
     from dbproxy.app.journal import Journal
-    from dbproxy.app.routing import Routing
+    from dbproxy.app.routing.registry import Routing
     from dbproxy.app.sessions import Sessions
     from dbproxy.config import Settings
     from dbproxy.hooks.dispatch import Dispatcher

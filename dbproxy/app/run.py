@@ -28,7 +28,7 @@ from dbproxy.app.memory import settle
 from dbproxy.app.pipeline import Pipeline
 from dbproxy.app.proxy import Proxy
 from dbproxy.app.reload import FileSettings, Reloader
-from dbproxy.app.routing import Routing
+from dbproxy.app.routing.registry import Routing
 from dbproxy.app.server import Server
 from dbproxy.app.services import ProxyServices
 from dbproxy.app.sessions import Sessions

@@ -13,7 +13,7 @@ from dbproxy.app.agent_files import AgentFolders, user_agents
 from dbproxy.app.analyst import decoded_body
 from dbproxy.app.capture import project as cwd
 from dbproxy.app.capture import recording_of
-from dbproxy.app.client_window import client_window
+from dbproxy.app.routing.client_window import client_window
 from dbproxy.app.send import send
 from dbproxy.config import Section
 from dbproxy.errors import DbproxyError

@@ -1,7 +1,7 @@
 """``dbproxy routes list / test``: the rules by which other models answer, and what they would make of a request.
 
-Owns the options and what is printed; the plugins themselves are asked, offline (``dbproxy.app.rehearsal``). Works
-without a running proxy, and sends nothing.
+Owns the options and what is printed; the plugins themselves are asked, offline (``dbproxy.app.routing.rehearsal``).
+Works without a running proxy, and sends nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dbproxy.errors import DbproxyError
 if TYPE_CHECKING:
     import argparse
 
-    from dbproxy.app.rehearsal import Captured, Listed, Rehearsed
+    from dbproxy.app.routing.rehearsal import Captured, Listed, Rehearsed
     from dbproxy.config import Config
 
 _MOST = 256 * 1024 * 1024  # bytes of a file
@@ -90,7 +90,7 @@ def _project() -> str:
 async def _rules(config: Config, project: str) -> list[Listed]:
     from dataclasses import replace
 
-    from dbproxy.app.rehearsal import open_stage
+    from dbproxy.app.routing.rehearsal import open_stage
 
     async with open_stage(config, project) as stage:
         _complain(stage.failed, able=stage.follows_rules)
@@ -135,7 +135,7 @@ def _row(rule: Listed) -> list[Cell | str]:
 
 
 def _captured(args: argparse.Namespace) -> Captured:
-    from dbproxy.app.rehearsal import as_agent, captured_exchange, read_captured
+    from dbproxy.app.routing.rehearsal import as_agent, captured_exchange, read_captured
 
     if (args.file is None) == (args.exchange is None):
         raise UsageError("give a FILE (or - for standard input), or --exchange ID")
@@ -163,7 +163,7 @@ def _read(name: str) -> bytes:
 
 
 async def _rehearsed(config: Config, captured: Captured, project: str) -> Rehearsed:
-    from dbproxy.app.rehearsal import open_stage
+    from dbproxy.app.routing.rehearsal import open_stage
 
     async with open_stage(config, project) as stage:
         found = await stage.rehearse(captured)
@@ -184,7 +184,7 @@ def _complain(failed: list[str], *, able: bool) -> None:
 def _print_rehearsed(args: argparse.Namespace, found: Rehearsed) -> int:
     from dataclasses import asdict
 
-    from dbproxy.app.rehearsal import sentences
+    from dbproxy.app.routing.rehearsal import sentences
 
     if args.json:
         print_json(asdict(found))

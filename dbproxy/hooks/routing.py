@@ -1,8 +1,8 @@
 """Routes and providers as plugins give them: where a request shall go, and how to talk to who is there.
 
-Values and protocols; the core carries a route out (dbproxy/app/routed.py). Must not import trio. Invariants: a provider
-makes a call, it never sends one; a key of ours stands in the fields of its own call only, and the client's credential
-in none of them.
+Values and protocols; the core carries a route out (dbproxy/app/routing/routed.py). Must not import trio. Invariants: a
+provider makes a call, it never sends one; a key of ours stands in the fields of its own call only, and the client's
+credential in none of them.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from pathlib import Path
 import captured
 import pytest
 
-from dbproxy.app.rehearsal import Captured, as_agent, read_captured
+from dbproxy.app.routing.rehearsal import Captured, as_agent, read_captured
 from dbproxy.errors import DbproxyError
 from dbproxy.model.link import RequestKind
 from dbproxy.paths import make_private

@@ -34,8 +34,8 @@ from h2client import H2Client
 
 from dbproxy.api import hookimpl
 from dbproxy.api.codecs import scale_of
-from dbproxy.app import delivery
 from dbproxy.app.explaining import sentences
+from dbproxy.app.routing import delivery
 from dbproxy.exchange import Outcome
 from dbproxy.store.reader import Reader
 from dbproxy.testing.origin import fail, say
@@ -394,7 +394,7 @@ async def test_the_next_target_is_asked(rig):
 
 
 async def test_tries_again_before_the_first_byte(rig, monkeypatch):
-    monkeypatch.setattr("dbproxy.app.routed._PAUSES", (0.01,))
+    monkeypatch.setattr("dbproxy.app.routing.routed._PAUSES", (0.01,))
     limits = ProviderLimits(connect=2, first_byte=5, silence=5, retries=2)
     async with routed(rig, document({}, 503), hang_up, SAYS_HI, limits=limits) as r:
         assert check_stream((await ask(r)).body)["content"][0]["text"] == "Hello"

@@ -18,11 +18,11 @@ import trio
 
 from dbproxy.app.analyst import decoded_body
 from dbproxy.app.client import ClientGone
-from dbproxy.app.client_window import client_version, client_window
 from dbproxy.app.crash import describe_crash
-from dbproxy.app.delivery import Delivery, Flow
-from dbproxy.app.provider_call import Asking
 from dbproxy.app.respond import json_response
+from dbproxy.app.routing.client_window import client_version, client_window
+from dbproxy.app.routing.delivery import Delivery, Flow
+from dbproxy.app.routing.provider_call import Asking
 from dbproxy.app.send import send
 from dbproxy.errors import DbproxyError, UpstreamError
 from dbproxy.exchange import Fields, LocalResponse, Outcome, RequestDraft, RequestHead
@@ -43,7 +43,7 @@ from dbproxy.wire.sse import SseSplitter
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dbproxy.app.routing import Known
+    from dbproxy.app.routing.registry import Known
     from dbproxy.hooks.routing import ProviderCall, Route, Target
     from dbproxy.model.codecs.request import Request
     from dbproxy.model.codecs.writer import MessageWriter

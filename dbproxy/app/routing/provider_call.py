@@ -28,7 +28,7 @@ from dbproxy.wire.sse import SseSplitter
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dbproxy.app.delivery import Delivery, Flow
+    from dbproxy.app.routing.delivery import Delivery, Flow
     from dbproxy.exchange import ResponseHead
     from dbproxy.hooks.routing import ProviderCall, ProviderLimits
     from dbproxy.model.codecs import Codec, StreamReader

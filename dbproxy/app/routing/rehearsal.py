@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from dbproxy import __version__
 from dbproxy.app.agent_files import AgentFolders, user_agents
-from dbproxy.app.client_window import client_window
+from dbproxy.app.routing.client_window import client_window
 from dbproxy.errors import ConfigError, DbproxyError
 from dbproxy.exchange import Exchange, Fields, RequestHead, Via
 from dbproxy.hooks.dispatch import Dispatcher
