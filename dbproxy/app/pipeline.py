@@ -7,9 +7,6 @@ answer has begun a failure is answered, afterwards the connection is broken, nev
 
 from __future__ import annotations
 
-import itertools
-import secrets
-import time
 from dataclasses import replace
 from io import BytesIO
 from typing import TYPE_CHECKING
@@ -19,6 +16,7 @@ import trio
 from dbproxy.app import respond
 from dbproxy.app.client import ClientConnection, ClientGone
 from dbproxy.app.guard import take_client_key
+from dbproxy.app.ids import new_id
 from dbproxy.app.relay import (
     Flight,
     Outgoing,
@@ -50,13 +48,6 @@ _MESSAGES = "/v1/messages"
 _HELD_PATHS = frozenset({_MESSAGES, "/v1/messages/count_tokens"})
 #: A request of at most this many bytes is sent without a task of its own: it fits into the kernel's buffers.
 _SMALL = 65536
-
-_ids = itertools.count(secrets.randbits(23))  # several proxies may share one store
-
-
-def new_id() -> str:
-    """A sortable exchange id: milliseconds since 1970 and a counter, in hexadecimal."""
-    return f"{time.time_ns() // 1_000_000:012x}{next(_ids) & 0xFFFFFF:06x}"
 
 
 class Pipeline:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from dbproxy.app.pipeline import new_id
+from dbproxy.app.ids import new_id
 from dbproxy.errors import ProtocolViolation, UpstreamError
 from dbproxy.exchange import Exchange, Outcome, RequestHead, ResponseHead
 from dbproxy.net.streams import ConnectionBroken
