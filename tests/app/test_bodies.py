@@ -216,7 +216,7 @@ def peak():
         return size if sys.platform == "darwin" else size * 1024
 
 async def main():
-    settings["plugins_disabled"] = ["double-buffer"]  # it looks at every body
+    settings["plugins_disabled"] = ["double-buffer", "subagent-routing"]  # they look at bodies
     config = load({"data_dir": home + "/data", **settings}, {"HOME": home}, None)
     sockets = bind((HostPort("127.0.0.1", 0),))
     async with open_proxy(config, sockets=sockets, plugins=(("holder", Holder()),)) as running:

@@ -27,8 +27,9 @@ def scope_of(shell, done):
 def logged(shell, event, seconds=5.0):
     """The first event of this name in the journal."""
     until = time.monotonic() + seconds
+    journal = shell.data / "logs" / "dbproxy.jsonl"
     while time.monotonic() < until:
-        for line in (shell.data / "logs" / "dbproxy.jsonl").read_text().splitlines():
+        for line in journal.read_text().splitlines() if journal.exists() else ():
             if (found := json.loads(line))["event"] == event:
                 return found
         time.sleep(0.05)  # noqa: TID251 - another process writes it
