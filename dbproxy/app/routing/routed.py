@@ -188,7 +188,8 @@ class RoutedRun:
         if limit and translation.estimate > _SURELY * limit:
             known.breaker.undecided()
             self._attempts.append(Attempt(target.provider, target.model, error="the context is too large for it"))
-            self._failure = self._in_clients_measure(overflow(translation.estimate, limit), translation)
+            scale = translation.scale
+            self._failure = overflow(round(translation.estimate * scale), round(limit * scale))
             return None
         return await self._asked(known, target, translation, call)
 
@@ -216,7 +217,7 @@ class RoutedRun:
                 else:
                     breaker.well()
                 return await self._answered(target, translation, asking)
-            self._failure = self._in_clients_measure(failure, translation)
+            self._failure = failure
             if not failure.transient and failure.upstream not in _PROVIDER_S_FAULT:
                 breaker.undecided()
                 return None
@@ -336,13 +337,6 @@ class RoutedRun:
             scale=scale_of(client_window(self.flow.proxy, self.flow.exchange, request.model), capabilities.context),
             estimate=prompt_tokens(request),
         )
-
-    def _in_clients_measure(self, failure: Failure, translation: Translation) -> Failure:
-        if not failure.overflow:
-            return failure
-        scale = translation.scale
-        limit = round((failure.limit or translation.capabilities.context or translation.estimate) * scale)
-        return replace(overflow(round(failure.tokens * scale), limit), upstream=failure.upstream)
 
     def _compacts(self, request: Request) -> bool:
         """Does this client compact when it is told that this prompt is too long?

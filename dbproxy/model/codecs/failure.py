@@ -94,11 +94,10 @@ def too_long(tokens: int, limit: int) -> str:
 
 
 def overflow(tokens: int, limit: int) -> Failure:
-    """A context that does not fit. Both numbers are in the client's tokens."""
-    tokens = max(tokens, limit + 1)
-    return Failure(
-        400, "invalid_request_error", too_long(tokens, limit), overflow=True, tokens=tokens, limit=limit, upstream=400
-    )
+    """A context that does not fit, even if the numbers say otherwise. Those of an upstream become the client's in
+    `MessageWriter.fail`."""
+    said = too_long(max(tokens, limit + 1), limit)
+    return Failure(400, "invalid_request_error", said, overflow=True, tokens=tokens, limit=limit, upstream=400)
 
 
 def failure_of(
@@ -183,8 +182,7 @@ def _sizes(error: dict[str, Any], message: str, tokens: int, limit: int) -> tupl
         return shapes.count(error.get("n_prompt_tokens")), shapes.count(error["n_ctx"])
     found = sorted(int(number.replace(",", "")) for number in _NUMBERS.findall(message))
     if len(found) < 2:
-        limit = limit or (found[0] if found else 0)
-        return max(tokens, limit + 1), limit
+        return tokens, limit or (found[0] if found else 0)
     named = _WINDOW.search(message)
     return found[-1], int(named[1].replace(",", "")) if named else found[0]
 

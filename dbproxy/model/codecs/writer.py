@@ -12,13 +12,13 @@ and usage, or with one error; nothing is written behind either.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from dbproxy.model import shapes
 from dbproxy.model.codecs import repair
 from dbproxy.model.codecs.estimate import text_tokens
-from dbproxy.model.codecs.failure import Failure
+from dbproxy.model.codecs.failure import Failure, failure_of, overflow
 from dbproxy.model.codecs.gate import Gate, Ungrammatical, is_object
 from dbproxy.model.codecs.naming import client_id
 from dbproxy.model.codecs.stops import StopScanner
@@ -180,7 +180,7 @@ class MessageWriter:
         if arguments:
             if block.over:
                 if arguments.strip():
-                    self._broken("a call went on after its end")
+                    self._senseless("a call went on after its end")
                 return
             self._said += len(arguments)
             block.checked = False
@@ -268,18 +268,35 @@ class MessageWriter:
             self.stop_reason = reason
             self._gate.finish(reason, self._final_usage(), sequence=self._sequence, details=self._details)
         except Ungrammatical as error:
-            self._broken(str(error))
+            self._senseless(str(error))
             return
         self.substance = self.done = True
 
     def fail(self, failure: Failure) -> None:
-        """The answer failed. After its beginning the client is told by an error event, before by a status."""
+        """The answer failed. After its beginning the client is told by an error event, before by a status.
+
+        The numbers of an overflow are the upstream's (0 where it tells none), and become the client's here.
+        """
         if self.done:
             return
+        if failure.overflow:
+            translation = self.translation
+            limit = failure.limit or translation.capabilities.context or translation.estimate
+            sizes = self._scaled(failure.tokens or translation.estimate), self._scaled(limit)
+            failure = replace(overflow(*sizes), upstream=failure.upstream)
         self.failure = failure
         self.done = True
         if self._gate.started:
             self._gate.error(failure.kind, failure.message)
+
+    def error(self, body: bytes, status: int = 200) -> None:
+        """The upstream tells an error inside its answer, or in place of it; ``status`` where the body holds one."""
+        can, tokens = self.translation.capabilities, self.translation.estimate
+        self.fail(failure_of(status, {}, body, provider=self._who, limit=can.context, tokens=tokens))
+
+    def broken(self, what: str) -> None:
+        """The answer cannot be one; ``what`` goes on from the provider's name, as in "sent an empty chunk"."""
+        self.fail(Failure(502, "api_error", f"{self._who} {what}", transient=True))
 
     def take(self) -> bytes:
         """The bytes of the stream since the last call."""
@@ -323,12 +340,12 @@ class MessageWriter:
         try:
             self._gate.delta(kind, text)
         except Ungrammatical as error:
-            self._broken(str(error))
+            self._senseless(str(error))
 
     def _advance(self) -> None:
         """Write what can be written: of the first block everything, of the next ones once it is over."""
         if self._waiting > _MOST_WAITING:
-            self._broken("too much came out of order")
+            self._senseless("too much came out of order")
         while self._blocks and not self.done:
             block = self._blocks[0]
             try:
@@ -338,7 +355,7 @@ class MessageWriter:
                     return
                 self._end(block)
             except Ungrammatical as error:
-                self._broken(str(error))
+                self._senseless(str(error))
                 return
             self._blocks.popleft()
 
@@ -431,8 +448,12 @@ class MessageWriter:
             block.over = True
         self._advance()
 
-    def _broken(self, reason: str) -> None:
-        self.fail(Failure(502, "api_error", f"the provider's answer makes no sense: {reason}", transient=True))
+    @property
+    def _who(self) -> str:
+        return self.translation.family or self.translation.capabilities.api
+
+    def _senseless(self, reason: str) -> None:
+        self.broken(f"sent an answer that makes no sense: {reason}")
 
     # ---- the end
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dbproxy.model.codecs.capabilities import Capabilities
-from dbproxy.model.codecs.failure import Failure
+from dbproxy.model.codecs.failure import Failure, overflow, too_long
 from dbproxy.model.codecs.naming import ToolNames
 from dbproxy.model.codecs.translation import Translation
 from dbproxy.model.codecs.writer import MessageWriter
@@ -450,6 +450,22 @@ def test_case_60_and_61_counts_are_never_absent():
 def test_counts_beyond_all_measure_are_cut():
     writer = _writer(scale=3.5)
     assert _ended(writer, input=10**400, output=10**40)["usage"]["input_tokens"] < 1 << 53
+
+
+@pytest.mark.parametrize(
+    ("failure", "tokens", "limit"),
+    [
+        (overflow(1500, 1000), 3000, 2000),  # as the upstream tells them
+        (overflow(1500, 0), 3000, 1600),  # it tells no window: the model's
+        (overflow(0, 0), 1601, 1600),  # it tells nothing: at least one more than fits
+    ],
+)
+def test_case_78_an_overflow_is_told_in_the_client_s_measure_once(failure, tokens, limit):
+    writer = _writer(can={"context": 800}, scale=2.0, estimate=10)
+    writer.text("so far")
+    writer.fail(failure)
+    assert writer.failure.message == too_long(tokens, limit)
+    assert too_long(tokens, limit).encode() in writer.take()
 
 
 # ---- anything in any order

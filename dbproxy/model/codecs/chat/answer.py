@@ -17,7 +17,6 @@ from dbproxy.model.codecs.chat import chunks
 from dbproxy.model.codecs.chat.calls import CallBook
 from dbproxy.model.codecs.chat.history import EXTRA
 from dbproxy.model.codecs.chat.tags import ThinkTags
-from dbproxy.model.codecs.failure import Failure, failure_of
 from dbproxy.model.codecs.gate import is_object
 from dbproxy.model.codecs.vault import Kept, join_signature
 
@@ -103,11 +102,11 @@ class ChatReader:
         """A whole answer."""
         chunk = chunks.tolerant(shapes.parse(body))
         if chunk is None:
-            self._broken("it is no JSON object")
+            self._writer.broken("sent an answer that is no JSON object")
         elif chunk.failed:
             self._fail(chunk, body)
         elif not chunk.choices:
-            self._broken("it holds no choice")
+            self._writer.broken("sent an answer that holds no choice")
         else:
             choice = chunk.choices[0]
             self._mend(choice)
@@ -126,7 +125,7 @@ class ChatReader:
         value, halves = shapes.parse_halves(data)
         self._split = self._split or halves
         if value is None and data.lstrip().startswith(b"{"):
-            self._broken("a chunk that is no JSON")
+            self._writer.broken("sent a chunk that is no JSON")
             return None
         return chunks.tolerant(value)
 
@@ -140,7 +139,7 @@ class ChatReader:
         reason = choice.finish_reason
         if reason:
             if reason in _FAILED:
-                self._broken(f"it ended with {reason}")
+                self._writer.broken(f"ended its answer with {reason}")
                 return
             if reason not in _STOPS:
                 self._translation.note(f"an unknown finish_reason, taken for stop: {reason[:40]}")
@@ -321,22 +320,8 @@ class ChatReader:
 
     def _fail(self, chunk: chunks.Chunk | None, data: bytes) -> None:
         """An error in place of a chunk, or of the document. Some tell its status in it."""
-        translation = self._translation
         code = shapes.mapping(chunk.error).get("code") if chunk is not None else None
-        self._writer.fail(
-            failure_of(
-                code if isinstance(code, int) and 400 <= code < 600 else 200,
-                {},
-                data,
-                provider=translation.family or "the provider",
-                limit=round(translation.capabilities.context * translation.scale),
-                tokens=round(translation.estimate * translation.scale),
-            )
-        )
-
-    def _broken(self, reason: str) -> None:
-        said = f"the provider's answer makes no sense: {reason}"
-        self._writer.fail(Failure(502, "api_error", said, transient=True))
+        self._writer.error(data, code if isinstance(code, int) and 400 <= code < 600 else 200)
 
     def _mend(self, choice: chunks.Choice) -> None:
         """A document's calls are whole: what is nearly JSON in them can be mended before anything is written."""

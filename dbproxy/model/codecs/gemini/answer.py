@@ -13,7 +13,6 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from dbproxy.model import shapes
-from dbproxy.model.codecs.failure import Failure, failure_of
 from dbproxy.model.codecs.vault import Kept, join_signature
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ class GeminiReader:
         elif isinstance(value, list):  # errors come so
             self._chunks(value)
         elif not self._writer.stopped and data != b"[DONE]":
-            self._senseless("a chunk that is no JSON object")
+            self._writer.broken("sent a chunk that is no JSON object")
 
     def end(self) -> None:
         """The stream has ended."""
@@ -87,7 +86,7 @@ class GeminiReader:
         elif isinstance(value, list):
             self._chunks(value)
         else:
-            self._senseless("an answer that is no JSON object")
+            self._writer.broken("sent an answer that is no JSON object")
         self.end()
 
     # ---- chunks
@@ -183,31 +182,15 @@ class GeminiReader:
             self._refuse(message or f"the model stopped: {reason}")
         else:
             # A call that could not be read, a missing signature, OTHER, and whatever comes to be: not an answer.
-            self._writer.fail(Failure(502, "api_error", f"{self._who}: the model stopped: {reason}", transient=True))
+            self._writer.broken(f"stopped the model: {reason}")
 
     def _refuse(self, explanation: str) -> None:
         details = {"type": "refusal", "category": None, "explanation": explanation}
         self._writer.stop("refusal", details=details)
 
     def _failed(self, error: Any, data: bytes) -> None:
-        translation = self._translation
         code = shapes.count(shapes.mapping(error).get("code"))
-        failure = failure_of(
-            code if 400 <= code < 600 else 200,
-            {},
-            data,
-            provider=self._who,
-            limit=translation.capabilities.context,
-            tokens=translation.estimate,
-        )
-        self._writer.fail(failure)
-
-    def _senseless(self, what: str) -> None:
-        self._writer.fail(Failure(502, "api_error", f"{self._who} sent {what}", transient=True))
-
-    @property
-    def _who(self) -> str:
-        return self._translation.family or "gemini"
+        self._writer.error(data, code if 400 <= code < 600 else 200)
 
     # ---- what it found on the web
 

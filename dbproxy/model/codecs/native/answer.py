@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dbproxy.model import shapes
 from dbproxy.model.codecs import repair
-from dbproxy.model.codecs.failure import Failure, failure_of
 from dbproxy.model.codecs.gate import STOP_REASONS
 from dbproxy.model.codecs.thinking import CLAUDE
 from dbproxy.model.codecs.vault import join_signature
@@ -88,7 +87,7 @@ class NativeReader:
         event = shapes.parse(data)
         if not isinstance(event, dict):
             if not self._writer.stopped and data != b"[DONE]":
-                self._senseless("an event that is no JSON object")
+                self._writer.broken("sent an event that is no JSON object")
             return
         if event.get("error") or event.get("type") == "error":
             self._failed(event, data)
@@ -109,14 +108,14 @@ class NativeReader:
         """The whole answer."""
         message = shapes.parse(body)
         if not isinstance(message, dict):
-            self._senseless("an answer that is no JSON object")
+            self._writer.broken("sent an answer that is no JSON object")
             return
         if message.get("error") or message.get("type") == "error":
             self._failed(message, body)
             return
         content = message.get("content")
         if not isinstance(content, str | list):
-            self._senseless("an answer without content")
+            self._writer.broken("sent an answer without content")
             return
         self._message_start({"message": message})
         self._usage(message.get("usage"))
@@ -318,23 +317,7 @@ class NativeReader:
         )
 
     def _failed(self, event: dict[str, Any], data: bytes) -> None:
-        translation = self._translation
-        failure = failure_of(
-            _STATUS.get(shapes.text(shapes.mapping(event.get("error")).get("type")), 200),
-            {},
-            data,
-            provider=self._who,
-            limit=translation.capabilities.context,
-            tokens=translation.estimate,
-        )
-        self._writer.fail(failure)
-
-    def _senseless(self, what: str) -> None:
-        self._writer.fail(Failure(502, "api_error", f"{self._who} sent {what}", transient=True))
-
-    @property
-    def _who(self) -> str:
-        return self._translation.family or "the provider"
+        self._writer.error(data, _STATUS.get(shapes.text(shapes.mapping(event.get("error")).get("type")), 200))
 
 
 def _key(index: object) -> object:

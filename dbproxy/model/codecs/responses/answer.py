@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from dbproxy.model import shapes
-from dbproxy.model.codecs.failure import Failure, failure_of
 from dbproxy.model.codecs.gate import is_object
 from dbproxy.model.codecs.responses import search
 from dbproxy.model.codecs.responses.carried import PHASES, join_reasoning, kept_phase, phase_key
@@ -203,11 +202,11 @@ class _Answer:
         writer = self.writer
         if status == "failed":
             error = shapes.mapping(response.error) or {"message": "the answer failed"}
-            self._fail(shapes.written({"error": error}))
+            writer.error(shapes.written({"error": error}))
             return
         if status not in ("completed", "incomplete"):
             said = "cancelled the answer" if status == "cancelled" else "did not finish the answer"
-            writer.fail(Failure(502, "api_error", f"{self.provider} {said}", transient=True))
+            writer.broken(said)
             return
         self._hydrate(shapes.sequence(response.output))
         self._searches.close()
@@ -272,24 +271,6 @@ class _Answer:
         shown = kind if kind.isidentifier() and len(kind) <= 40 else "unknown"
         self.translation.note(f"an item of the answer was left out: {shown}")
 
-    def _fail(self, body: bytes) -> None:
-        translation = self.translation
-        self.writer.fail(
-            failure_of(
-                200,
-                {},
-                body,
-                provider=self.provider,
-                limit=translation.capabilities.context,
-                tokens=translation.estimate,
-            )
-        )
-
-    @property
-    def provider(self) -> str:
-        """Who answered, for messages."""
-        return self.translation.family or "the provider"
-
 
 def _tokens(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
@@ -321,7 +302,7 @@ class Reader(_Answer):
         elif kind in _ENDS:
             self._ended(kind, event)
         elif kind == "error" or (not event.type and shapes.parse(event.error)):
-            self._fail(data)
+            self.writer.error(data)
 
     def end(self) -> None:
         """The stream is over: what has no end by now has none."""
@@ -485,7 +466,7 @@ def read_document(body: bytes, translation: Translation, writer: MessageWriter) 
     answer = _Answer(translation, writer)
     response = response_of(body)
     if response is None or not (isinstance(response.output, list) or shapes.mapping(response.error)):
-        writer.fail(Failure(502, "api_error", f"{answer.provider}: its answer is no response", transient=True))
+        writer.broken("sent an answer that is no response")
         return
     writer.begin(shapes.text(response.id))
     status = shapes.text(response.status) or ("failed" if shapes.mapping(response.error) else "completed")
