@@ -107,7 +107,7 @@ FAULTS = [
     ('cache_read=counts.get("known")', "cache_read=None", {58}),
     ("if isinstance(count, int)}", "if False}", {58}),
     ("self.writer.finish()  # an", 'self.writer.stop("end_turn"), self.writer.finish()  # an', {66}),
-    ("writer.fail(failure_of(", "str(failure_of(", {67, 68}),
+    ("writer.error(", "str(", {67, 68}),
     ("        if (bye :=", '        event["say"][0]\n        if (bye :=', {71}),
     ("events if isinstance(events, list) else []", "events", {0}),
     ("    except (ValueError, RecursionError):\n        return {}", "    except ValueError:\n        return {}", {95}),

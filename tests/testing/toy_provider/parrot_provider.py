@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from dbproxy.api import Fields, ProviderCall, ProviderLimits, hookimpl
-from dbproxy.api.codecs import Call, Capabilities, Result, Text, Unroutable, failure_of, upstream_id
+from dbproxy.api.codecs import Call, Capabilities, Result, Text, Unroutable, upstream_id
 
 if TYPE_CHECKING:
     from dbproxy.api import App, Provider
@@ -101,7 +101,7 @@ class ParrotReader:
             counts = {word: count for word, count in cost.items() if isinstance(count, int)}
             writer.usage(input=counts.get("in"), output=counts.get("out"), cache_read=counts.get("known"))
         if "error" in event:
-            writer.fail(failure_of(200, {}, json.dumps(event).encode(), provider="parrot"))
+            writer.error(json.dumps(event).encode())
         if (bye := text(event.get("bye"))) in ENDS:
             writer.stop(ENDS[bye])
             writer.finish()
