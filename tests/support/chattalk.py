@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import openai.types.chat
 import pytest
+from asking import ASKED
 from openai.types.chat.completion_create_params import (
     CompletionCreateParamsNonStreaming,
     CompletionCreateParamsStreaming,
@@ -35,40 +36,10 @@ WRITE = {"name": "Write", "input_schema": {"type": "object", "properties": {"tex
 
 def a_translation(*, vault: Any = None, **can: Any) -> Translation:
     """One attempt at ``gpt-4o``, whose signatures only ``openai`` can read."""
-    given = Translation("claude-sonnet-5-5", "gpt-4o", "m1", capabilities=Capabilities(**can), family="openai")
+    given = Translation(ASKED, "gpt-4o", "m1", capabilities=Capabilities(**can), family="openai")
     if vault is not None:
         given.vault = vault
     return given
-
-
-def ask(*messages: dict[str, Any], **fields: Any) -> dict[str, Any]:
-    """The body of a Messages request."""
-    body = {"model": "claude-sonnet-5-5", "max_tokens": 1000, "stream": True, "messages": list(messages)}
-    return {name: value for name, value in (body | fields).items() if value is not None}
-
-
-def user(*blocks: Any) -> dict[str, Any]:
-    """A message of the user: texts and blocks."""
-    return {"role": "user", "content": [_block(block) for block in blocks]}
-
-
-def assistant(*blocks: Any) -> dict[str, Any]:
-    """A message of the assistant."""
-    return {"role": "assistant", "content": [_block(block) for block in blocks]}
-
-
-def tool_use(id: str, name: str = "Read", **arguments: Any) -> dict[str, Any]:
-    """A call."""
-    return {"type": "tool_use", "id": id, "name": name, "input": arguments}
-
-
-def tool_result(id: str, content: Any = "done", **fields: Any) -> dict[str, Any]:
-    """Its result."""
-    return {"type": "tool_result", "tool_use_id": id, "content": content} | fields
-
-
-def _block(block: Any) -> Any:
-    return {"type": "text", "text": block} if isinstance(block, str) else block
 
 
 def sent(body: dict[str, Any], translation: Translation | None = None) -> dict[str, Any]:

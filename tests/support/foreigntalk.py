@@ -4,9 +4,12 @@ to Gemini and its chunks are checked by the official types."""
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import asking
 import pytest
+from asking import ASKED
 from google.genai import types
 from hypothesis import strategies as st
 
@@ -25,7 +28,6 @@ if TYPE_CHECKING:
     from dbproxy.model.codecs import Codec
     from dbproxy.model.codecs.request import Request
 
-ASKED = "claude-sonnet-5-5"
 READ = {"name": "Read", "description": "Reads a file.", "input_schema": {"type": "object", "properties": {}}}
 PATHS = {"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]}
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -53,36 +55,8 @@ def for_others(can: Capabilities | None = None, **fields: Any) -> Translation:
 
 # ---- requests
 
-
-def ask(*messages: dict[str, Any], **fields: Any) -> dict[str, Any]:
-    """The body of a Messages request."""
-    body = {"model": ASKED, "max_tokens": 8000, "stream": True, "messages": list(messages)}
-    return {name: value for name, value in (body | fields).items() if value is not None}
-
-
-def user(*blocks: Any) -> dict[str, Any]:
-    """A message of the user: texts and blocks."""
-    return {"role": "user", "content": [_block(block) for block in blocks]}
-
-
-def assistant(*blocks: Any) -> dict[str, Any]:
-    """A message of the assistant."""
-    return {"role": "assistant", "content": [_block(block) for block in blocks]}
-
-
-def tool_use(id: str, name: str = "Read", **arguments: Any) -> dict[str, Any]:
-    """A call."""
-    return {"type": "tool_use", "id": id, "name": name, "input": arguments}
-
-
-def tool_result(id: str, content: Any = "done", **fields: Any) -> dict[str, Any]:
-    """Its result."""
-    return {"type": "tool_result", "tool_use_id": id, "content": content} | fields
-
-
-def thinking(text: str, signature: str) -> dict[str, Any]:
-    """A thought."""
-    return {"type": "thinking", "thinking": text, "signature": signature}
+#: The body of a Messages request whose answer may be long enough for thinking.
+ask = partial(asking.ask, max_tokens=8000)
 
 
 def image(data: str = PIXEL, media_type: str = "image/png") -> dict[str, Any]:
@@ -93,10 +67,6 @@ def image(data: str = PIXEL, media_type: str = "image/png") -> dict[str, Any]:
 def document() -> dict[str, Any]:
     """A PDF."""
     return {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": PDF}}
-
-
-def _block(block: Any) -> Any:
-    return {"type": "text", "text": block} if isinstance(block, str) else block
 
 
 def read(body: dict[str, Any]) -> Request:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import openai.types.responses
 import pytest
+from asking import ASKED
 from openai.types.responses import Response, ResponseStreamEvent
 from openai.types.responses.response_create_params import ResponseCreateParams
 from pydantic import ConfigDict, TypeAdapter
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
     from dbproxy.model.codecs.vault import Vault
 
-ASKED = "claude-sonnet-5-5"
 #: A model that reasons, and one that does not.
 GPT, PLAIN = capabilities("openai", "gpt-5.5"), capabilities("openai", "gpt-4o")
 
@@ -44,39 +44,9 @@ def a_translation(model: str = "gpt-5.5", *, vault: Vault | None = None, **field
 # ---- requests
 
 
-def ask(*messages: dict[str, Any], **fields: Any) -> dict[str, Any]:
-    """The body of a Messages request."""
-    body = {"model": ASKED, "max_tokens": 1000, "stream": True, "messages": list(messages)}
-    return {name: value for name, value in (body | fields).items() if value is not None}
-
-
-def user(*blocks: Any) -> dict[str, Any]:
-    """A message of the user: texts and blocks."""
-    return {"role": "user", "content": [_block(block) for block in blocks]}
-
-
-def assistant(*blocks: Any) -> dict[str, Any]:
-    """A message of the assistant."""
-    return {"role": "assistant", "content": [_block(block) for block in blocks]}
-
-
-def tool_use(id: str, name: str = "Read", **arguments: Any) -> dict[str, Any]:
-    """A call."""
-    return {"type": "tool_use", "id": id, "name": name, "input": arguments}
-
-
-def tool_result(id: str, content: Any = "done", **fields: Any) -> dict[str, Any]:
-    """Its result."""
-    return {"type": "tool_result", "tool_use_id": id, "content": content} | fields
-
-
 def a_tool(name: str = "Read", **properties: Any) -> dict[str, Any]:
     """A tool with these properties, all optional."""
     return {"name": name, "description": f"{name}s.", "input_schema": {"type": "object", "properties": properties}}
-
-
-def _block(block: Any) -> Any:
-    return {"type": "text", "text": block} if isinstance(block, str) else block
 
 
 def sent(body: dict[str, Any], translation: Translation | None = None) -> dict[str, Any]:
@@ -383,16 +353,11 @@ __all__ = [
     "a_full_talk",
     "a_tool",
     "a_translation",
-    "ask",
-    "assistant",
     "check_request",
     "heard",
     "items",
     "read",
     "seen",
     "sent",
-    "tool_result",
-    "tool_use",
-    "user",
     "without",
 ]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from chattalk import DONE, a_translation, ask, call, calls, chunk, document, heard, sent, tool_result, tool_use, user
-from chattalk import assistant as said
+from asking import ask, tool_result, tool_use, user
+from asking import assistant as said
+from chattalk import DONE, a_translation, call, calls, chunk, document, heard, sent
 
 from dbproxy.model.codecs.chat.calls import CallBook
 from dbproxy.model.codecs.naming import ToolNames

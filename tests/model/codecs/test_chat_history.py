@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from chattalk import a_translation, ask, sent, tool_result, tool_use, user
-from chattalk import assistant as said
+from asking import ask, tool_result, tool_use, user
+from asking import assistant as said
+from chattalk import a_translation, sent
 
 from dbproxy.model.codecs.request import INTERRUPTED, NO_OUTPUT, Unroutable
 from dbproxy.model.codecs.vault import Kept, Vault, join_signature

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from chattalk import READ, WRITE, a_translation, ask, check_request, sent, tool_result, tool_use, user
-from chattalk import assistant as said
+from asking import ask, tool_result, tool_use, user
+from asking import assistant as said
+from chattalk import READ, WRITE, a_translation, check_request, sent
 from pydantic import ValidationError
 
 from dbproxy.model.codecs.request import Unroutable

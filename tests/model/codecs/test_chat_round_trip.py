@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from chattalk import a_translation, ask, call, chunk, heard, sent, tool_result, user
+from asking import ask, tool_result, user
+from chattalk import a_translation, call, chunk, heard, sent
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 
-from chattalk import READ, ask, tool_result, tool_use, user
-from chattalk import assistant as said
+from asking import ask, tool_result, tool_use, user
+from asking import assistant as said
+from chattalk import READ
 
 from dbproxy.model.codecs.estimate import prompt_tokens, text_tokens
 from dbproxy.model.codecs.request import read_request

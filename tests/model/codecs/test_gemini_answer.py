@@ -5,20 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from foreigntalk import (
-    READ,
-    ask,
-    assistant,
-    chunk,
-    for_gemini,
-    from_gemini,
-    function_call,
-    hear,
-    to_gemini,
-    tool_result,
-    user,
-    whole,
-)
+from asking import assistant, tool_result, user
+from foreigntalk import READ, ask, chunk, for_gemini, from_gemini, function_call, hear, to_gemini, whole
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

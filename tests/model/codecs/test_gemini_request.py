@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from asking import assistant, thinking, tool_result, tool_use, user
 from foreigntalk import (
     FLASH,
     OLDER,
@@ -15,18 +16,13 @@ from foreigntalk import (
     PIXEL,
     READ,
     ask,
-    assistant,
     bodies,
     document,
     for_gemini,
     image,
     names_of,
     read,
-    thinking,
     to_gemini,
-    tool_result,
-    tool_use,
-    user,
 )
 from hypothesis import given, settings
 

@@ -6,12 +6,12 @@ import json
 from dataclasses import replace
 
 import pytest
+from asking import assistant, thinking, tool_result, tool_use, user
 from foreigntalk import (
     PATHS,
     PIXEL,
     READ,
     ask,
-    assistant,
     bodies,
     document,
     for_claude,
@@ -19,11 +19,7 @@ from foreigntalk import (
     image,
     names_of,
     read,
-    thinking,
     to_native,
-    tool_result,
-    tool_use,
-    user,
 )
 from hypothesis import given, settings
 

@@ -5,20 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from foreigntalk import (
-    JSON,
-    READ,
-    ask,
-    assistant,
-    for_claude,
-    for_others,
-    from_native,
-    hear,
-    to_native,
-    tool_result,
-    user,
-    whole,
-)
+from asking import assistant, tool_result, user
+from foreigntalk import JSON, READ, ask, for_claude, for_others, from_native, hear, to_native, whole
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

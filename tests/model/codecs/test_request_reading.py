@@ -6,8 +6,9 @@ import itertools
 import json
 
 import pytest
-from chattalk import READ, ask, tool_result, tool_use, user
-from chattalk import assistant as said
+from asking import ask, tool_result, tool_use, user
+from asking import assistant as said
+from chattalk import READ
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -7,23 +7,8 @@ import json
 from typing import Any
 
 import pytest
-from responsestalk import (
-    ASKED,
-    FULL,
-    USAGE,
-    WHOLE,
-    Talk,
-    a_full_talk,
-    a_translation,
-    ask,
-    heard,
-    items,
-    read,
-    seen,
-    sent,
-    user,
-    without,
-)
+from asking import ASKED, ask, user
+from responsestalk import FULL, USAGE, WHOLE, Talk, a_full_talk, a_translation, heard, items, read, seen, sent, without
 
 from dbproxy.model.codecs.naming import ToolNames
 from dbproxy.model.codecs.vault import Kept, Vault, join_signature

@@ -9,19 +9,8 @@ from typing import Any
 
 import pydantic
 import pytest
-from responsestalk import (
-    PLAIN,
-    a_tool,
-    a_translation,
-    ask,
-    assistant,
-    check_request,
-    items,
-    sent,
-    tool_result,
-    tool_use,
-    user,
-)
+from asking import ask, assistant, thinking, tool_result, tool_use, user
+from responsestalk import PLAIN, a_tool, a_translation, check_request, items, sent
 
 from dbproxy.model.codecs.capabilities import Capabilities
 from dbproxy.model.codecs.naming import client_id
@@ -32,10 +21,6 @@ from dbproxy.model.codecs.vault import Kept, Vault
 PNG = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}}
 PDF = {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0="}}
 SEARCH = {"type": "web_search_20250305", "name": "web_search"}
-
-
-def thinking(text: str, signature: str) -> dict[str, Any]:
-    return {"type": "thinking", "thinking": text, "signature": signature}
 
 
 def called(id: str = "call_1", **fields: Any) -> list[dict[str, Any]]:

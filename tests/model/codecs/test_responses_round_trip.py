@@ -7,21 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from asking import ask, assistant, tool_result, tool_use, user
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from responsestalk import (
-    GPT,
-    Heard,
-    Talk,
-    a_translation,
-    ask,
-    assistant,
-    check_request,
-    items,
-    tool_result,
-    tool_use,
-    user,
-)
+from responsestalk import GPT, Heard, Talk, a_translation, check_request, items
 
 from dbproxy.model.codecs.naming import ToolNames, client_id
 from dbproxy.model.codecs.request import Unroutable, read_request

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
-from foreigntalk import ask, assistant, thinking, tool_result, tool_use, user
+from asking import ask, assistant, thinking, tool_result, tool_use, user
 
 from dbproxy.model.codecs.thinking import without_foreign_thinking
 from dbproxy.model.codecs.vault import join_signature
