@@ -7,19 +7,18 @@ Prints one JSON line with its ports once it listens, and serves until SIGINT or 
 from __future__ import annotations
 
 import argparse
-import json
-import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
-from dbproxy.errors import DbproxyError
 from dbproxy.testing.origin.api import BUILT_IN, NEVER_SEEN_LIVE
 from dbproxy.testing.origin.recorder import Recorder
 from dbproxy.testing.origin.scenarios import SCENARIOS
 from dbproxy.testing.origin.server import CERTIFICATES, RECORDS, open_origin
+from dbproxy.testing.standing import run_server, stand
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,23 +73,10 @@ async def serve(options: argparse.Namespace) -> None:
             if options.ca:
                 await trio.Path(options.ca).write_bytes(origin.ca_pem)
             ready = {"port": origin.plain_port, "tls_port": origin.tls_port, "url": origin.url}
-            sys.stdout.write(json.dumps(ready) + "\n")
-            sys.stdout.flush()
-            async with trio.open_nursery() as nursery:
-                if options.until_eof:
-                    nursery.start_soon(_until_eof, nursery.cancel_scope)
-                with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-                    async for _ in signals:
-                        nursery.cancel_scope.cancel()
-                        break
+            await stand(ready, until_eof=options.until_eof)
     finally:
         if recorder is not None:
             recorder.close()
-
-
-async def _until_eof(scope: trio.CancelScope) -> None:
-    await trio.to_thread.run_sync(sys.stdin.buffer.read, abandon_on_cancel=True)
-    scope.cancel()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,12 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.rules:
         sys.stdout.write(rules_text())
         return 0
-    try:
-        trio.run(serve, options)
-    except (DbproxyError, OSError) as error:
-        sys.stderr.write(f"origin: {error}\n")
-        return 1
-    return 0
+    return run_server("origin", partial(serve, options))
 
 
 if __name__ == "__main__":

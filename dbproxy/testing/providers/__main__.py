@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
-import sys
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import trio
-
-from dbproxy.errors import ConfigError, DbproxyError
+from dbproxy.errors import ConfigError
 from dbproxy.testing.origin.recorder import Recorder
 from dbproxy.testing.providers.scenarios import SCENARIOS
 from dbproxy.testing.providers.server import GEMINI_KEY, OPENAI_KEY, open_gemini, open_openai, scripts_from
+from dbproxy.testing.standing import run_server, stand
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,34 +66,16 @@ async def serve(options: argparse.Namespace) -> None:
                 if options.record:
                     recorders.append(Recorder(options.record / name))
                     origin.on_finished.append(recorders[-1].note)
-            sys.stdout.write(json.dumps({"openai": f"{openai.url}/v1", "gemini": gemini.url}) + "\n")
-            sys.stdout.flush()
-            async with trio.open_nursery() as nursery:
-                if options.until_eof:
-                    nursery.start_soon(_until_eof, nursery.cancel_scope)
-                with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-                    async for _ in signals:
-                        nursery.cancel_scope.cancel()
-                        break
+            await stand({"openai": f"{openai.url}/v1", "gemini": gemini.url}, until_eof=options.until_eof)
         finally:
             for recorder in recorders:
                 recorder.close()
 
 
-async def _until_eof(scope: trio.CancelScope) -> None:
-    await trio.to_thread.run_sync(sys.stdin.buffer.read, abandon_on_cancel=True)
-    scope.cancel()
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run; 0 after a clean stop, 1 with one line on stderr."""
     options = parser().parse_args(argv)
-    try:
-        trio.run(serve, options)
-    except (DbproxyError, OSError) as error:
-        sys.stderr.write(f"providers: {error}\n")
-        return 1
-    return 0
+    return run_server("providers", partial(serve, options))
 
 
 if __name__ == "__main__":
