@@ -10,7 +10,7 @@ from pathlib import Path
 from dbproxy.config import core_table
 from dbproxy.config.docs import markdown
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_page_is_current():

@@ -22,30 +22,6 @@ ROUTES = core_table().by_key()["routes"].kind
 PROVIDERS = core_table().by_key()["providers"].kind
 
 
-@pytest.fixture
-def home(tmp_path):
-    folder = tmp_path / "home"
-    (folder / ".config" / "dbproxy").mkdir(parents=True)
-    return folder
-
-
-@pytest.fixture
-def env(home):
-    return {"HOME": str(home)}
-
-
-@pytest.fixture
-def project(home):
-    folder = home / "project"
-    (folder / ".git").mkdir(parents=True)
-    return folder
-
-
-@pytest.fixture
-def user_file(home):
-    return home / ".config" / "dbproxy" / "config.toml"
-
-
 def routes(text):
     return ROUTES.parse(text, Context()).plain()
 

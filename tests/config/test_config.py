@@ -29,30 +29,6 @@ from dbproxy.config.files import MAX_FILE_BYTES
 from dbproxy.errors import ConfigError
 
 
-@pytest.fixture
-def home(tmp_path):
-    folder = tmp_path / "home"
-    (folder / ".config" / "dbproxy").mkdir(parents=True)
-    return folder
-
-
-@pytest.fixture
-def env(home):
-    return {"HOME": str(home)}
-
-
-@pytest.fixture
-def project(home):
-    folder = home / "project"
-    (folder / ".git").mkdir(parents=True)
-    return folder
-
-
-@pytest.fixture
-def user_file(home):
-    return home / ".config" / "dbproxy" / "config.toml"
-
-
 def problems(*args, **options):
     with pytest.raises(SettingsError) as caught:
         load(*args, **options)
