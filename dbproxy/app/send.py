@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from dbproxy.app.calls import Payload, ask
 from dbproxy.app.ids import new_id
-from dbproxy.errors import ProtocolViolation, UpstreamError
+from dbproxy.errors import UpstreamError
 from dbproxy.exchange import Exchange, Outcome, RequestHead, ResponseHead
-from dbproxy.net.streams import ConnectionBroken
-from dbproxy.wire import h1
-from dbproxy.wire.coding import decoder
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -88,7 +86,7 @@ async def send(
             try:
                 response, rest = await call.ask(connection, sent, body)
                 yield Answer(exchange, response, call.pieces(connection, response, rest))
-                clean = call.complete
+                clean = call.reusable
             finally:
                 (egress.pool.release if clean else egress.pool.discard)(connection)
         if limit.cancelled_caught:
@@ -107,39 +105,19 @@ async def send(
 
 
 class _Call:
+    """``complete``: the answer came whole; ``reusable``: and its connection can be used again."""
+
     def __init__(self, proxy: Proxy, exchange: Exchange, recording: Recording | None) -> None:
         self.proxy = proxy
         self.exchange = exchange
         self.recording = recording
-        self.complete = False
+        self.complete = self.reusable = False
 
     async def ask(self, connection: UpstreamConnection, head: RequestHead, body: bytes) -> tuple[ResponseHead, bytes]:
         exchange = self.exchange
         exchange.timings.sent = trio.current_time()
         exchange.bytes_up = len(body)
-
-        async def upload() -> None:
-            try:
-                await connection.stream.send(h1.serialise_request(head))
-                await connection.stream.send(body)
-            except ConnectionBroken:
-                pass  # the answer, or its absence, tells
-
-        async def ignore(raw: bytes, informational: ResponseHead) -> None:
-            pass
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(upload)
-            try:
-                response, rest = await connection.read_head(on_informational=ignore)
-            except UpstreamError as error:
-                failure: UpstreamError | None = error
-            else:
-                failure = None
-            if failure is not None:
-                nursery.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
+        response, rest = await ask(connection, head, body)
         exchange.response = response
         exchange.timings.first_byte = trio.current_time()
         if self.recording is not None:
@@ -147,34 +125,17 @@ class _Call:
         return response, rest
 
     async def pieces(self, connection: UpstreamConnection, head: ResponseHead, rest: bytes) -> AsyncIterator[bytes]:
-        exchange = self.exchange
-        body = h1.Body(h1.response_framing(head, exchange.request.method), keep=True)
-        undo = decoder(b",".join(head.fields.get_all(b"content-encoding")) or None, limit=_DECODED_LIMIT)
-        data = rest
+        exchange, recording = self.exchange, self.recording
+
+        def note(piece: bytes) -> None:
+            exchange.bytes_down += len(piece)
+            if recording is not None:
+                recording.data(piece)
+
         try:
-            while True:
-                if data:
-                    body.feed(data)
-                    piece = body.take()
-                    exchange.bytes_down = body.count
-                    if piece:
-                        if self.recording is not None:
-                            self.recording.data(piece)
-                        plain = undo.feed(piece)
-                        if plain:
-                            yield plain
-                if body.done:
-                    break
-                data = await connection.stream.receive()
-                if not data:
-                    if body.kind is h1.Kind.CLOSE and not connection.stream.truncated:
-                        break
-                    raise UpstreamError("closed", f"{exchange.host} broke off in the middle of its answer")
-            last = undo.finish()
-            if last:
-                yield last
-        except ConnectionBroken as error:
-            raise UpstreamError("closed", f"{exchange.host}: {error}") from None
-        except ProtocolViolation as error:
-            raise UpstreamError("protocol", f"{exchange.host}: {error}") from None
-        self.complete = body.done and h1.keeps_alive(head.version, head.fields)
+            payload = Payload(connection, head, rest, limit=_DECODED_LIMIT, method=exchange.request.method, raw=note)
+            while (piece := await payload.next()) is not None:
+                yield piece
+        except UpstreamError as error:
+            raise UpstreamError(error.kind, f"{exchange.host}: {error}") from None
+        self.complete, self.reusable = payload.ended, payload.reusable

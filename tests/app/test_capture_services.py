@@ -228,6 +228,22 @@ async def test_a_call_has_a_deadline_and_is_recorded_all_the_same(rig):
             assert reader.request_body(own.id) == BODY
 
 
+@pytest.mark.parametrize("how", [{}, {"framing": "close"}, {"close": True}])
+async def test_a_call_that_was_answered_whole_is_recorded_as_such_even_if_its_connection_ends(rig, how):
+    async def called(services, exchange):
+        async with services.send(exchange, exchange.request, BODY, purpose="test", deadline=5) as answer:
+            return len(await answer.body())
+
+    asker = Asker("end", called)
+    async with rig({"rules": [{"match": {}, "answer": {"text": "Hi.", **how}}]}, plugins=(("asker", asker),)) as r:
+        await ask(r)
+        (length,) = await asker.answers()
+        assert await r.proxy.archive.flush(10)
+        with Reader.open(r.data_dir / "dbproxy.sqlite") as reader:
+            (own,) = reader.exchanges(kind="own")
+            assert (own.outcome, own.bytes_down) == ("ok", length)
+
+
 async def test_who_asks_for_a_link_before_the_body_is_whole_gets_none_and_spoils_nothing(rig):
     """A body that is streamed comes after the policies were asked; what is captured is all of it nevertheless."""
 

@@ -14,15 +14,13 @@ from urllib.parse import urlsplit
 
 import trio
 
+from dbproxy.app.calls import Payload, ask
 from dbproxy.app.crash import describe_crash
-from dbproxy.errors import DbproxyError, ProtocolViolation, Refused, UpstreamError
+from dbproxy.errors import DbproxyError, Refused, UpstreamError
 from dbproxy.exchange import RequestHead
 from dbproxy.model.codecs.failure import Failure, failure_of
 from dbproxy.model.codecs.writer import MessageWriter
-from dbproxy.net.streams import ConnectionBroken
 from dbproxy.net.upstream import Origin
-from dbproxy.wire import h1
-from dbproxy.wire.coding import decoder
 from dbproxy.wire.sse import SseSplitter
 
 if TYPE_CHECKING:
@@ -108,7 +106,8 @@ class Asking:
                 scope.deadline = trio.current_time() + limits.first_byte
                 clean = False
                 try:
-                    response, rest = await self._ask(connection, head)
+                    self._flow.exchange.bytes_up = len(self._call.body)
+                    response, rest = await ask(connection, head, self._call.body)
                     what = "silent"
                     self.status = response.status
                     self.first_byte = trio.current_time()
@@ -153,40 +152,16 @@ class Asking:
         origin = Origin(parts.scheme, host, port, http1=True)
         return origin, RequestHead(b"POST", target.encode("latin-1", "replace"), b"HTTP/1.1", fields)
 
-    async def _ask(self, connection: UpstreamConnection, head: RequestHead) -> tuple[ResponseHead, bytes]:
-        """Send the request and read the answer's head. A server may answer before it has read everything."""
-        self._flow.exchange.bytes_up = len(self._call.body)
-
-        async def upload() -> None:
-            try:
-                await connection.stream.send(h1.serialise_request(head))
-                await connection.stream.send(self._call.body)
-            except ConnectionBroken:
-                pass  # the answer, or its absence, tells
-
-        async def ignore(raw: bytes, informational: ResponseHead) -> None:
-            pass
-
-        failure: UpstreamError | None = None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(upload)
-            try:
-                answer = await connection.read_head(on_informational=ignore)
-            except UpstreamError as error:
-                failure = error
-                nursery.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
-        return answer
-
     # ---- the answer
 
     async def _read(
         self, connection: UpstreamConnection, head: ResponseHead, rest: bytes, scope: trio.CancelScope
     ) -> bool:
         """Read and translate it; whether the connection can be used again. Raises UpstreamError."""
-        payload = _Payload(connection, head, rest, scope, self._limits.silence)
-        if head.status < 300 and _is_events(head):
+        stream = head.status < 300 and _is_events(head)
+        limit = _ERROR_LIMIT if head.status >= 300 else _STREAM_LIMIT if stream else _DOCUMENT_LIMIT
+        payload = Payload(connection, head, rest, limit=limit, silence=(scope, self._limits.silence))
+        if stream:
             await self._translate(payload)
         else:
             data = await payload.all()
@@ -194,9 +169,9 @@ class Asking:
                 self.writer.fail(self._failure(head, data))
             else:
                 self._guarded(lambda: self._codec.document(data, self._translation, self.writer))
-        return payload.body.done and h1.keeps_alive(head.version, head.fields)
+        return payload.reusable
 
-    async def _translate(self, payload: _Payload) -> None:
+    async def _translate(self, payload: Payload) -> None:
         writer, splitter = self.writer, SseSplitter()
         reader = self._codec.stream(self._translation, writer)
         try:
@@ -268,73 +243,6 @@ class Asking:
             limit=self._translation.capabilities.context,
             tokens=self._translation.estimate,
         )
-
-
-class _Payload:
-    """An answer's payload as it comes, decoded. Not a generator: one that is left in the middle needs closing."""
-
-    def __init__(
-        self, connection: UpstreamConnection, head: ResponseHead, rest: bytes, scope: trio.CancelScope, silence: float
-    ) -> None:
-        """``scope`` is given a deadline for each wait; ``silence`` (seconds) is the longest. Raises UpstreamError."""
-        stream = head.status < 300 and _is_events(head)
-        limit = _ERROR_LIMIT if head.status >= 300 else _STREAM_LIMIT if stream else _DOCUMENT_LIMIT
-        self._connection = connection
-        self._data = rest
-        self._scope = scope
-        self._silence = silence
-        try:
-            self.body = h1.Body(h1.response_framing(head, b"POST"), keep=True)
-            self._undo = decoder(b",".join(head.fields.get_all(b"content-encoding")) or None, limit=limit)
-        except ProtocolViolation as error:
-            raise UpstreamError("protocol", str(error)) from None
-        self._ended = False
-
-    async def next(self) -> bytes | None:
-        """The next piece, never empty; None at the end. Raises UpstreamError where it breaks off, or is too large."""
-        try:
-            while not self._ended:
-                plain = self._taken()
-                if plain:
-                    return plain
-                if not self.body.done:
-                    await self._receive()
-                if self.body.done and not self._data:
-                    self._ended = True
-                    last = self._undo.finish()
-                    if last:
-                        return last
-        except ConnectionBroken as error:
-            raise UpstreamError("closed", str(error)) from None
-        except ProtocolViolation as error:
-            raise UpstreamError("protocol", str(error)) from None
-        return None
-
-    async def all(self) -> bytes:
-        """Everything that is left. Raises UpstreamError."""
-        pieces = []
-        while (piece := await self.next()) is not None:
-            pieces.append(piece)
-        return b"".join(pieces)
-
-    def _taken(self) -> bytes:
-        """What the bytes at hand hold of the payload."""
-        data, self._data = self._data, b""
-        if not data:
-            return b""
-        if self.body.feed(data) < len(data):
-            self._connection.stale = True  # it sent more than its answer: not to be used again
-        payload = self.body.take()
-        return self._undo.feed(payload) if payload else b""
-
-    async def _receive(self) -> None:
-        self._scope.deadline = trio.current_time() + self._silence
-        self._data = await self._connection.stream.receive()
-        self._scope.deadline = float("inf")  # from here on it is the client's time
-        if not self._data:
-            if self.body.kind is not h1.Kind.CLOSE or self._connection.stream.truncated:
-                raise UpstreamError("closed", "it broke off in the middle of its answer")
-            self.body.done = True
 
 
 def _is_events(head: ResponseHead) -> bool:
