@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dbproxy import api
-from dbproxy.api import codecs, dialects
+from dbproxy.api import codecs, dialects, models
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -34,16 +34,17 @@ def test_surface_is_pinned() -> None:
     assert api.API_VERSION == (1, 2)
 
 
-@pytest.mark.parametrize("module", [codecs, dialects])
+@pytest.mark.parametrize("module", [codecs, dialects, models])
 def test_the_surface_for_codecs_is_what_it_says(module: ModuleType) -> None:
     public = {name for name in vars(module) if not name.startswith("_") and name != "annotations"}
     assert public == set(module.__all__)
     assert all(inspect.getdoc(getattr(module, name)) for name in module.__all__)
 
 
-def test_a_start_does_not_load_the_dialects() -> None:
+def test_a_start_does_not_load_what_translates() -> None:
     plugins = "dbproxy_double_buffer, dbproxy_providers, dbproxy_subagent_routing, dbproxy_token_meter"
-    code = f"import sys, dbproxy.app.run, {plugins}; print({{'dbproxy.model.codecs.chat'}} & set(sys.modules))"
+    heavy = "{'dbproxy.model.codecs.chat', 'dbproxy.model.codecs.request', 'dbproxy.model.codecs.writer'}"
+    code = f"import sys, dbproxy.app.run, {plugins}; print({heavy} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert result.stdout.strip() == "set()"
 
@@ -73,6 +74,7 @@ def test_first_party_plugins_use_nothing_else() -> None:
                 public = (
                     "from dbproxy.api import",
                     "from dbproxy.api.codecs import",
+                    "from dbproxy.api.models import",
                     "from dbproxy.api.dialects import",
                 )
                 assert line.strip().startswith((*public, f"from {own}", f"import {own}")), (

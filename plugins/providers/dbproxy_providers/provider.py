@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
 
 from dbproxy.api import Fields, ProviderCall
-from dbproxy.api.codecs import Capabilities, Unroutable, bare_model, capabilities
+from dbproxy.api.models import bare_model, capabilities
 from dbproxy_providers import servers, urls
 from dbproxy_providers.declines import lacking, lacking_as_client, lacking_at_home
 from dbproxy_providers.keys import filled
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dbproxy.api.codecs import Codec, Request, Translation
+    from dbproxy.api.models import Capabilities
     from dbproxy_providers.keys import Environment
     from dbproxy_providers.tables import Table
 
@@ -161,12 +162,13 @@ class Configured:
 
     def call(self, request: Request, translation: Translation) -> ProviderCall:
         """The request, ready to be sent. Raises Unroutable."""
+        from dbproxy.api.codecs import Unroutable
+        from dbproxy_providers.claude import for_another_account, for_another_claude  # with all the dialects
+
         problem = self.unready()
         if problem:
             raise Unroutable(problem)
         translation.model = bare_model(translation.model)
-        from dbproxy_providers.claude import for_another_account, for_another_claude  # with all the dialects
-
         if self.table.as_client:
             return ProviderCall(for_another_claude(request, translation), as_client=True)
         api = self.dialect(request, translation.capabilities)
@@ -213,6 +215,8 @@ class Configured:
         for name, template in self.table.headers:
             value, hidden, problem = filled(template, env)
             if problem:
+                from dbproxy.api.codecs import Unroutable
+
                 raise Unroutable(f"the header {name}: {problem}")
             lines[name.lower().encode()] = value.encode()
             secrets.extend(hidden)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dbproxy.api import ConfigError, ProviderLimits
-from dbproxy.api.codecs import Capabilities
+from dbproxy.api.models import Capabilities
 from dbproxy_providers.keys import KeyFile, KeySource, references
 from dbproxy_providers.servers import ANTHROPIC, COMPATIBLE, KINDS, MESSAGES, OPENAI, OTHERS, SERVERS, Server
 from dbproxy_providers.urls import Base, is_near, read_base

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
 from dbproxy.api import DbproxyError
-from dbproxy.api.codecs import Unroutable, prompt_tokens, read_request, scale_of
 from dbproxy_subagent_routing.deciding import off_loop
 from dbproxy_subagent_routing.recognition import Head, read_asked
 from dbproxy_subagent_routing.replies import Alias, as_it_came, more_models, one_model, token_count
@@ -41,6 +40,8 @@ async def count_tokens(decider: Decider, exchange: Exchange) -> LocalResponse | 
     target = next(usable, None)
     if target is None:
         return None
+    from dbproxy.api.codecs import Unroutable, prompt_tokens, read_request, scale_of
+
     try:
         tokens = await off_loop(body, lambda: prompt_tokens(read_request(body)))
     except Unroutable:

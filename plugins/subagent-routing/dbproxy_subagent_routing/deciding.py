@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import trio
 
 from dbproxy.api import Declined, Route, Target, Via
-from dbproxy.api.codecs import Unroutable, parse_target, read_request
+from dbproxy.api.models import parse_target
 from dbproxy_subagent_routing.pins import Pin
 from dbproxy_subagent_routing.recognition import (
     COMPACTION,
@@ -221,6 +221,8 @@ class Decider:
             return Declined(rule.problem or rule.note or "the rule says so", str(rule))
         if case.asked.guarded:
             return Declined(auto_mode(case.asked.guarded), str(rule))
+        from dbproxy.api.codecs import Unroutable, read_request  # a start does without it
+
         try:
             request = await off_loop(body, partial(read_request, body))
         except Unroutable as error:
@@ -282,6 +284,8 @@ class Decider:
 
     async def _that_sum_up(self, case: _Case, targets: tuple[Target, ...]) -> tuple[tuple[Target, ...], str]:
         """Those of the targets that a history fits into, or why none."""
+        from dbproxy.api.codecs import Unroutable, read_request
+
         providers, body, trigger = self.services.providers(), case.body, case.head.trigger
 
         def check() -> dict[Target, str]:

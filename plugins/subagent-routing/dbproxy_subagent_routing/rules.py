@@ -23,7 +23,7 @@ from functools import cached_property
 from typing import Final
 
 from dbproxy.api import RequestKind
-from dbproxy.api.codecs import bare_model
+from dbproxy.api.models import bare_model
 
 #: What the client says of every agent that its user made.
 CUSTOM: Final = "custom"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from dbproxy.api import DbproxyError, Target
-from dbproxy.api.codecs import parse_target, prompt_tokens
+from dbproxy.api.models import parse_target
 from dbproxy_subagent_routing.rules import Match, Rule, Step
 
 if TYPE_CHECKING:
@@ -122,6 +122,8 @@ def _too_large(target: Target, able: Capabilities, request: Request, most: int =
         return ""
     share = most or able.context // ANSWER_SHARE
     wanted = min(request.max_tokens or share, able.output or share, share)
+    from dbproxy.api.codecs import prompt_tokens
+
     tokens = prompt_tokens(request)
     if tokens + wanted <= able.context:
         return ""
